@@ -1,0 +1,3 @@
+"""kcode: a terminal coding agent that owns its whole stack."""
+
+__version__ = "0.1.0"

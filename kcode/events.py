@@ -1,0 +1,158 @@
+"""The closed union of what a turn says. The loop yields these; screens, headless and the transcript read them.
+
+Order within a turn: TurnStarted, then per step: StepStarted, any of Prefill/TextPiece/ThinkingPiece/CallPiece, StepFinished,
+then per call: CallStarted, any number of CallOutput, CallFinished; at the end exactly one TurnFinished, also after an
+interrupt. Notice may occur anywhere between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kcode.messages import Message, ToolCall, ToolResult
+from kcode.model import Finish, Usage
+
+TurnStatus = Literal["finished", "limit", "loop", "interrupted", "error"]
+NoticeLevel = Literal["info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainDisplay:
+    """Text for a person: the output of a command, a listing."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiffDisplay:
+    """An edit of one file: whole old and new text ("" when created or deleted)."""
+
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
+class TestsDisplay:
+    """Counts of a test run; `text` is the failing tests' essential output."""
+
+    __test__ = False
+
+    command: str
+    passed: int
+    failed: int
+    text: str
+
+
+Display = PlainDisplay | DiffDisplay | TestsDisplay
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepStarted:
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Prompt tokens computed so far in this step; `rate` in tokens per second, 0 while unknown."""
+
+    done: int
+    total: int
+    cached: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class TextPiece:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingPiece:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallPiece:
+    """A call while it is being written; for display only."""
+
+    index: int
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepFinished:
+    """The assistant message of the step, already in the transcript."""
+
+    step: int
+    message: Message
+    finish: Finish
+    usage: Usage
+    duration_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """`summary` is one line for a person, e.g. "read src/a.py:10-40"."""
+
+    call: ToolCall
+    summary: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallOutput:
+    """Live output of a running call, as it comes."""
+
+    call_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    call: ToolCall
+    result: ToolResult
+    display: Display
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    level: NoticeLevel
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """`result` is the last visible text of the model; `reason` says in one line why the turn ended."""
+
+    turn: int
+    status: TurnStatus
+    reason: str
+    result: str
+    usage: Usage
+    steps: int
+    duration_s: float
+
+
+Event = (
+    TurnStarted
+    | StepStarted
+    | Prefill
+    | TextPiece
+    | ThinkingPiece
+    | CallPiece
+    | StepFinished
+    | CallStarted
+    | CallOutput
+    | CallFinished
+    | Notice
+    | TurnFinished
+)

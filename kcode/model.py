@@ -1,0 +1,147 @@
+"""The seam to a model: one request in, a stream of events out.
+
+Implementations: models/local.py (our engine), models/http.py (any OpenAI-style server), models/scripted.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from kcode.messages import Message
+
+Finish = Literal["stop", "tool_calls", "length"]
+JsonSchema = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """What the model is told of one tool. `schema` is the JSON schema of the arguments object."""
+
+    name: str
+    description: str
+    schema: JsonSchema
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn. None leaves the server's or the model's default in force."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One step's question.
+
+    `messages` only ever grows between requests of one session. `tool_choice` is "auto", "none", "required" or a tool's
+    name. `grammar` is a Lark grammar (llguidance dialect) that binds the whole answer; models that cannot honour it
+    raise ModelError rather than ignore it. `prefix` is text the answer must start with (part of the answer). `priority`
+    above 0 is background work. `session_id` groups requests for cache accounting.
+    """
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    tool_choice: str = "auto"
+    grammar: str | None = None
+    prefix: str = ""
+    stop: tuple[str, ...] = ()
+    priority: int = 0
+    session_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one step; `cached_tokens` of `prompt_tokens` were not computed again."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillProgress:
+    """`done` of `total` prompt tokens are in the cache; `cached` of them were there before."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingDelta:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A piece of a call being written: for display only; `name` is set on the first piece."""
+
+    index: int
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The last event of every stream: the whole assistant message, why it ended, what it cost.
+
+    `decode_s` is the time from the first sampled token to the last, 0 when unknown.
+    """
+
+    message: Message
+    finish: Finish
+    usage: Usage
+    decode_s: float = 0.0
+
+
+ModelEvent = PrefillProgress | TextDelta | ThinkingDelta | CallDelta | Completed
+
+
+class ChatModel(Protocol):
+    """A model that answers. One instance may serve several streams at once."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context_limit(self) -> int | None:
+        """Tokens of prompt and answer together; None when the server does not say."""
+        ...
+
+    async def start(self) -> None:
+        """Make the model ready (start or find the engine). Raises StartError; idempotent."""
+        ...
+
+    def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
+        """Yield events, the last one a Completed. Closing the iterator cancels the request at once.
+
+        Raises ModelError (after retries where those are safe), EngineDied when the local engine ended.
+        """
+        ...
+
+    async def count_tokens(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...] = ()) -> int | None:
+        """Prompt tokens of a request as the model would count them; None when it cannot say."""
+        ...
+
+    async def close(self) -> None: ...

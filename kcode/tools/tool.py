@@ -1,0 +1,46 @@
+"""What a tool is. One tool per file in this folder; schema, permission and display derive from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel
+
+from kcode.events import Display
+
+Access = Literal["read", "write", "execute"]
+Emit = Callable[[str], None]
+ArgumentsT = TypeVar("ArgumentsT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A finished call: `text` is what the model reads (bounded), `display` what a person sees.
+
+    `ends_turn` is true only for a successful `finish`. `changed` names the files the call is known to have changed,
+    relative to the workspace.
+    """
+
+    text: str
+    display: Display
+    is_error: bool = False
+    ends_turn: bool = False
+    changed: tuple[str, ...] = ()
+
+
+class Tool(Protocol, Generic[ArgumentsT]):
+    """A tool. Its description is prompts/tools/NAME.md; its JSON schema comes from `arguments`.
+
+    `run` returns an Outcome for whatever the model did wrong and raises only for our own bugs and for
+    SandboxFailed. It is cancelled by asyncio cancellation and then leaves no process behind. `emit` takes live output.
+    """
+
+    name: str
+    access: Access
+    arguments: type[ArgumentsT]
+
+    def summary(self, arguments: ArgumentsT) -> str: ...
+
+    async def run(self, arguments: ArgumentsT, emit: Emit) -> Outcome: ...
