@@ -1,0 +1,56 @@
+# Two commands do everything: `make run` and `make test`. The rest is for people who change kcode.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# One known-good build; any torch >= 2.6 that is already in $(VENV) is kept.
+TORCH  ?= torch==2.13.0
+MODEL  ?= qwen2.5-coder-1.5b
+EXAMPLE ?= shopping-cart
+LIMIT  ?= 20
+SPLIT  ?= held
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: run test test-slow check format bench bench-bugs clean setup
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml hatch_build.py $(wildcard backend/csrc/cpu/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[local,dev]"
+	touch $(STAMP)
+
+# Set-up, the model, and kcode on a real bug: in the TUI on a terminal, headless otherwise.
+run: setup
+	$(BIN)/kcode models pull $(MODEL) --if-missing
+	$(BIN)/python -m kcode_bench.demo --example $(EXAMPLE) --model $(MODEL)
+
+test: setup
+	$(BIN)/python -m pytest -m "not model and not slow and not gpu and not peer"
+
+# What `make test` leaves out: slow tests and those with the real model.
+test-slow: setup
+	$(BIN)/kcode models pull $(MODEL) --if-missing
+	$(BIN)/python -m pytest -m "model or slow or gpu" --durations=10
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python backend/bench/op_linear.py
+
+bench-bugs: setup
+	$(BIN)/kcode models pull $(MODEL) --if-missing >&2
+	@$(BIN)/python -m kcode_bench.small_bugs --split $(SPLIT) --limit $(LIMIT) --model $(MODEL)
+
+clean:
+	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
