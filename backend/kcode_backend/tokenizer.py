@@ -1,0 +1,215 @@
+"""Text to token ids and back: byte-level BPE from a model file, merged by tiktoken."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import tiktoken
+
+from kcode_backend.errors import ModelFileError
+
+_CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
+_PUNCTUATION = r"\p{P}$+<=>^~|"
+_QWEN2 = (
+    rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"|\p{N}| ", r"|\p{N}{1,3}| ")
+_GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
+# These two are defined as several splits one after the other. As one expression: what an earlier split cut off ends the
+# text for a later one, so the look-ahead for "whitespace up to the end" also stops there.
+_SMOLLM = rf"\p{{N}}|{_CONTRACTIONS}| ?\p{{L}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?![^\s\p{{N}}])|\s+"
+_DEFAULT = (
+    rf"[{_PUNCTUATION}]+| ?\p{{L}}+| (?=\p{{N}})|[0-9]{{3}}|\p{{N}}+?(?=[0-9]{{3}}|\P{{N}}|\z)"
+    rf"| ?[^\s\p{{L}}\p{{N}}{_PUNCTUATION}]+|\s+(?![^\s{_PUNCTUATION}])|\s+"
+)
+SPLIT_PATTERNS: dict[str, str] = {
+    "qwen2": _QWEN2,
+    "deepseek-r1-qwen": _QWEN2,
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "smollm": _SMOLLM,
+    "gpt-2": _GPT2,
+    "default": _DEFAULT,
+}
+"""`tokenizer.ggml.pre` to the expression that cuts text into pieces before merging."""
+
+MAX_RUN_CHARS = 4096
+"""Longer runs of only whitespace or only other characters are cut: the splitting expression backtracks over a run and the merge
+of one piece is worse than linear, so a megabyte of one character would otherwise take minutes or overflow a stack."""
+_RUNS = re.compile(rf"\s{{{MAX_RUN_CHARS}}}|\S{{{MAX_RUN_CHARS}}}")
+
+
+class TokenKind(IntEnum):
+    """`tokenizer.ggml.token_type`."""
+
+    NORMAL = 1
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+    UNUSED = 5
+    BYTE = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a model file says about its tokens; token id = index."""
+
+    tokens: Sequence[str]
+    kinds: Sequence[int]
+    merges: Sequence[str]
+    pre: str
+    eos_id: int
+    bos_id: int | None
+    add_bos: bool
+
+
+class Tokenizer:
+    """Immutable and safe to share between threads."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Raises ModelFileError when the vocabulary contradicts itself or its pre-tokenizer is unknown."""
+        if vocabulary.pre not in SPLIT_PATTERNS:
+            known = ", ".join(sorted(SPLIT_PATTERNS))
+            raise ModelFileError(f"tokenizer.ggml.pre is {vocabulary.pre!r}, which is not supported; known: {known}")
+        self.vocab_size = len(vocabulary.tokens)
+        """Ids run from 0 to vocab_size - 1."""
+        self.token_bytes: tuple[bytes, ...] = _token_bytes(vocabulary)
+        """The bytes of each token; for a control token those of its name."""
+        self.special_ids: dict[str, int] = {
+            text: i
+            for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+            if kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+        }
+        """Name to id of the control and user-defined tokens."""
+        self.control_ids = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind == TokenKind.CONTROL)
+        """Tokens that steer the model and are no part of the text, such as <|im_end|>."""
+        self.eos_id = vocabulary.eos_id
+        self.bos_id = vocabulary.bos_id
+        self.add_bos = vocabulary.add_bos
+        """The model was trained with bos_id at the start of every text; `encode` leaves adding it to the chat format."""
+        self.encoding = _build_encoding(vocabulary, self.token_bytes)
+        """Its ids are the model's ids."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text` taken as plain text: the names of special tokens in it are text like any other."""
+        return [token for run in _bounded_runs(text) for token in self.encoding.encode_ordinary(run)]
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of `text` in which each name of a special token becomes that token; for text of our own making only."""
+        return self.encoding.encode(text, allowed_special="all", disallowed_special=())
+
+    def special_id(self, name: str) -> int:
+        """The id of the special token `name`; KeyError when the model has none."""
+        return self.special_ids[name]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes of `ids`, which may begin or end inside a character; control tokens as their names."""
+        return b"".join([self.token_bytes[i] for i in ids])
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, control tokens their names."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def stream(self) -> TokenStream:
+        """A decoder for tokens that come one by one."""
+        return TokenStream(self.token_bytes)
+
+
+class TokenStream:
+    """Decodes tokens as they come and holds back the bytes of an unfinished character."""
+
+    def __init__(self, token_bytes: Sequence[bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that this token completes; empty while a character is unfinished."""
+        return self._decoder.decode(self._token_bytes[token_id])
+
+    def flush(self) -> str:
+        """What an unfinished character leaves at the end of the stream: empty or U+FFFD."""
+        return self._decoder.decode(b"", final=True)
+
+
+def _bounded_runs(text: str) -> Iterable[str]:
+    """`text` itself, or its parts cut after every MAX_RUN_CHARS characters of one unbroken run."""
+    start = 0
+    for match in _RUNS.finditer(text):
+        yield text[start : match.end()]
+        start = match.end()
+    yield text[start:]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The characters that stand for bytes in byte-level vocabularies (GPT-2's choice): printable ones for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    alphabet = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if chr(byte) not in alphabet]
+    return alphabet | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_ALPHABET = _byte_alphabet()
+_TO_LATIN1 = {ord(char): byte for char, byte in _ALPHABET.items()}
+
+
+def _from_alphabet(text: str) -> bytes:
+    """Bytes of a token spelled in the byte alphabet; UnicodeEncodeError when a character is not of the alphabet."""
+    if text.isascii():
+        return text.encode()
+    # Characters above U+00FF that are not of the alphabet stay and fail to encode.
+    return text.translate(_TO_LATIN1).encode("latin-1")
+
+
+def _token_bytes(vocabulary: Vocabulary) -> tuple[bytes, ...]:
+    if len(vocabulary.tokens) != len(vocabulary.kinds):
+        raise ModelFileError(f"tokenizer has {len(vocabulary.tokens)} tokens but {len(vocabulary.kinds)} token types")
+    table: list[bytes] = []
+    for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+        try:
+            table.append(_from_alphabet(text) if kind == TokenKind.NORMAL else text.encode("utf-8", "surrogatepass"))
+        except UnicodeEncodeError as error:
+            raise ModelFileError(f"token {i} {text!r} is not spelled in the byte alphabet") from error
+    return tuple(table)
+
+
+def _build_encoding(vocabulary: Vocabulary, token_bytes: Sequence[bytes]) -> tiktoken.Encoding:
+    """The encoding whose merge ranks are token ids.
+
+    tiktoken joins the neighbours whose joined text has the lowest rank; a merge list joins the neighbours that stand first in
+    the list. Both give the same tokens if the products of the merges have increasing ids.
+    """
+    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
+    mergeable = {bytes([byte]): ids[char] for char, byte in _ALPHABET.items() if char in ids}
+    if len(mergeable) != len(_ALPHABET):
+        missing = next(byte for char, byte in _ALPHABET.items() if char not in ids)
+        raise ModelFileError(f"the vocabulary has no token for the byte 0x{missing:02x}")
+    ranks = _product_ids(vocabulary.merges, ids)
+    mergeable.update((token_bytes[i], i) for i in ranks)
+    special = _special_tokens(vocabulary, set(mergeable.values()))
+    return tiktoken.Encoding("gguf", pat_str=SPLIT_PATTERNS[vocabulary.pre], mergeable_ranks=mergeable, special_tokens=special)
+
+
+def _product_ids(merges: Sequence[str], ids: Mapping[str, int]) -> list[int]:
+    """The id of each merge's product, in the order of the list."""
+    products: list[int] = []
+    for number, merge in enumerate(merges):
+        left, space, right = merge.partition(" ")
+        product = ids.get(left + right)
+        if not space or product is None or left not in ids or right not in ids:
+            raise ModelFileError(f"merge {number} {merge!r} names tokens that the vocabulary does not have")
+        products.append(product)
+    return products
+
+
+def _special_tokens(vocabulary: Vocabulary, taken: set[int]) -> dict[str, int]:
+    kinds = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
+    return {
+        text: i
+        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind in kinds and i not in taken and text
+    }
