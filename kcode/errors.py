@@ -8,7 +8,8 @@ KcodeError                     exit code
 ├── InfrastructureError        2  the model or the engine failed while working
 │   ├── ModelError
 │   │   └── EngineDied
-│   └── SandboxFailed
+│   ├── SandboxFailed
+│   └── CheckpointFailed
 └── Aborted                    4  the user stopped it
 
 What the model does wrong is never an exception: it is a ToolResult with is_error.
@@ -59,6 +60,10 @@ class EngineDied(ModelError):
 
 class SandboxFailed(InfrastructureError):
     """The sandbox ended or broke its protocol while working."""
+
+
+class CheckpointFailed(InfrastructureError):
+    """The tree could not be snapshotted, restored or compared."""
 
 
 class Aborted(KcodeError):

@@ -5,7 +5,7 @@ Implementations: models/local.py (our engine), models/http.py (any OpenAI-style 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -133,8 +133,8 @@ class ChatModel(Protocol):
         """Make the model ready (start or find the engine). Raises StartError; idempotent."""
         ...
 
-    def stream(self, request: ModelRequest) -> AsyncIterator[ModelEvent]:
-        """Yield events, the last one a Completed. Closing the iterator cancels the request at once.
+    def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        """Yield events, the last one a Completed. `aclose` cancels the request at once.
 
         Raises ModelError (after retries where those are safe), EngineDied when the local engine ended.
         """

@@ -1,0 +1,116 @@
+"""Whether a call may run: allow, ask the person, or deny with the reason the model reads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from kcode.messages import ToolCall
+from kcode.tools.tool import Access
+
+ApprovalMode = Literal["plan", "ask", "auto"]
+Answer = Literal["allow", "allow-always", "deny"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What the person is asked. `reason` says why; `summary` is one line naming the call."""
+
+    call: ToolCall
+    access: Access
+    summary: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`text` goes to the model with a denial: what the person wants instead."""
+
+    answer: Answer
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`reason` is empty when allowed, else the text of the error result."""
+
+    allowed: bool
+    reason: str = ""
+
+
+Asker = Callable[[Question], Awaitable[Reply]]
+IsDirty = Callable[[], Awaitable[bool]]
+
+# `git` as a command word, then any global options, then a subcommand that throws uncommitted work away.
+_DESTRUCTIVE_GIT = re.compile(
+    r"(?:^|[\s;&|(`])git(?:\s+-{1,2}[\w-]+(?:[= ]\S+)?)*\s+"
+    r"(?:reset\s+[^;&|\n]*--(?:hard|merge|keep)"
+    r"|clean\s+[^;&|\n]*-\w*[fd]"
+    r"|checkout\s+(?:[^;&|\n]*\s)?(?:--\s|-f\b|--force\b|\.(?:\s|$))"
+    r"|restore\b(?!\s+--staged\s+[^;&|\n]*$)"
+    r"|switch\s+[^;&|\n]*(?:-f\b|--force\b|--discard-changes)"
+    r"|stash\s+(?:drop|clear)"
+    r"|rm\s+[^;&|\n]*-\w*f)"
+)
+
+
+def is_destructive_git(call: ToolCall) -> bool:
+    """Whether the call's text holds a git command that can throw uncommitted work away."""
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        return False
+    if not isinstance(arguments, dict):
+        return False
+    for value in arguments.values():
+        if isinstance(value, list):
+            value = " ".join(str(item) for item in value)
+        if isinstance(value, str):
+            text = f"git {value}" if call.name == "git" and not value.lstrip().startswith("git ") else value
+            if _DESTRUCTIVE_GIT.search(text):
+                return True
+    return False
+
+
+class Approval:
+    """The session's rules. `mode` may be changed between calls; nothing else is kept but "always" answers.
+
+    plan: only reading. ask: reading is free, anything else asks. auto: everything the sandbox allows. Git commands that
+    destroy uncommitted work ask in every mode. Without an `asker` a question is a denial.
+    """
+
+    def __init__(self, mode: ApprovalMode, asker: Asker | None, is_dirty: IsDirty) -> None:
+        self.mode: ApprovalMode = mode
+        self._asker = asker
+        self._is_dirty = is_dirty
+        self._always: set[str] = set()
+
+    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict:
+        """The verdict on a call whose name and arguments are valid; `call.name` is the tool's own name."""
+        if access == "read":
+            return Verdict(True)
+        if self.mode == "plan":
+            return Verdict(False, f"Not run: {call.name} may change files, and in plan mode only reading is allowed.")
+        if is_destructive_git(call) and await self._is_dirty():
+            reason = "this git command can throw uncommitted work away"
+            return await self._ask(Question(call, access, summary, reason), remember=False)
+        if self.mode == "auto" or call.name in self._always:
+            return Verdict(True)
+        reason = "it changes files" if access == "write" else "it runs a command"
+        return await self._ask(Question(call, access, summary, reason), remember=True)
+
+    async def _ask(self, question: Question, *, remember: bool) -> Verdict:
+        if self._asker is None:
+            return Verdict(
+                False, f"Not run: {question.summary} needs approval ({question.reason}) and nobody is there to give it."
+            )
+        reply = await self._asker(question)
+        if reply.answer == "deny":
+            said = f" The user said: {reply.text}" if reply.text else ""
+            return Verdict(False, f"Not run: the user denied {question.summary}.{said}")
+        if reply.answer == "allow-always" and remember:
+            self._always.add(question.call.name)
+        return Verdict(True)

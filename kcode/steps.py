@@ -1,0 +1,444 @@
+"""One model step and one call, recorded: what the loop and every driver of a profile are built from.
+
+A driver is `async def drive(steps: Steps, text: str) -> Ending`. It is called once per turn, with the user's text not yet
+recorded, and awaits these until it returns an Ending:
+
+    steps.say(text)                        append a user message
+    await steps.ask(how, say=text)         one model call -> StepFinished (its message is in the transcript)
+    await steps.call(call)                 one call the model made -> Called (its result is in the transcript)
+    await steps.run(name, arguments)       a call the harness makes, recorded as if the model had made it -> Called
+    await steps.probe(name, arguments)     a call the harness makes that only the person sees -> Called
+    await steps.snapshot()                 the tree now -> name of the snapshot ("" when there are no checkpoints)
+    await steps.restore(snapshot)          the tree as it was then; undoable
+    await steps.diff(snapshot)             unified diff from then to now
+    steps.mark(), steps.rewind(mark)       forget, for the model, every message recorded since the mark
+    steps.notice(level, text)              one line for the person
+
+Events go out through `emit` as things happen. The limits of the turn are kept here: `ask` raises LimitReached and `call`
+raises LoopFound; a driver lets both pass, as it does asyncio.CancelledError and KcodeError. Whoever runs the driver calls
+`close_calls` afterwards, so that no recorded call stays without a result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from pydantic import BaseModel, ValidationError
+
+from kcode.approval import Verdict
+from kcode.errors import CheckpointFailed, ModelError
+from kcode.events import (
+    CallFinished,
+    CallOutput,
+    CallPiece,
+    CallStarted,
+    Display,
+    Event,
+    Notice,
+    NoticeLevel,
+    PlainDisplay,
+    Prefill,
+    StepFinished,
+    StepStarted,
+    TextPiece,
+    ThinkingPiece,
+    TurnStatus,
+)
+from kcode.messages import Message, Part, Text, Thinking, ToolCall, ToolResult, user
+from kcode.model import (
+    CallDelta,
+    ChatModel,
+    Completed,
+    ModelEvent,
+    ModelRequest,
+    PrefillProgress,
+    Sampling,
+    TextDelta,
+    ThinkingDelta,
+    ToolSpec,
+    Usage,
+)
+from kcode.repeats import STOP_AT, Repeats, advice
+from kcode.tools.tool import Access, Outcome, Tool
+
+
+class Journal(Protocol):
+    """Where the conversation is kept. What was added is on disk when the method returns."""
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What the model sees: it only grows, except by `rewind`."""
+        ...
+
+    @property
+    def call_count(self) -> int:
+        """Calls in the conversation so far; numbers the ids of the harness's own calls."""
+        ...
+
+    def add(self, message: Message, usage: Usage | None = None) -> None: ...
+
+    def add_result(self, result: ToolResult, display: Display, duration_s: float) -> None: ...
+
+    def add_checkpoint(self, snapshot: str) -> None: ...
+
+    def mark(self) -> int: ...
+
+    def rewind(self, mark: int) -> None: ...
+
+    async def shortage(self, model: ChatModel, tools: tuple[ToolSpec, ...]) -> str | None:
+        """Why the next request does not fit the model's context, with the numbers; None when it does."""
+        ...
+
+
+class Tree(Protocol):
+    """Snapshots of the workspace (checkpoint.py). All three raise CheckpointFailed."""
+
+    async def snapshot(self) -> str: ...
+
+    async def restore(self, snapshot: str) -> None: ...
+
+    async def diff(self, snapshot: str) -> str: ...
+
+
+class Approver(Protocol):
+    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one turn; None is no bound. `tokens` counts sampled tokens, `answer_tokens` those of one step."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    time_s: float | None = None
+    answer_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """How one step is asked; the defaults are the profile's. `sampling` replaces the profile's as a whole.
+
+    `grammar`, `prefix`, `stop` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every step,
+    because they stand at the head of the prompt; bind what a call may hold with `grammar` instead.
+    """
+
+    tool_choice: str = "auto"
+    grammar: str | None = None
+    prefix: str = ""
+    stop: tuple[str, ...] = ()
+    sampling: Sampling | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Called:
+    """A finished call. `result.text` is exactly what the model reads; `changed` names files known to be changed."""
+
+    call: ToolCall
+    result: ToolResult
+    display: Display
+    ends_turn: bool = False
+    changed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a turn ended: see TurnFinished. An empty `result` means the last visible text of the model."""
+
+    status: TurnStatus
+    reason: str
+    result: str = ""
+
+
+class LimitReached(Exception):
+    """A limit of the turn; the message says which, with the numbers."""
+
+
+class LoopFound(Exception):
+    """The model repeats itself without effect; the message names the call."""
+
+
+Emit = Callable[[Event], None]
+Driver = Callable[["Steps", str], Awaitable[Ending]]
+
+
+@dataclass(slots=True)
+class _Partial:
+    """What was streamed of an answer that is not complete."""
+
+    text: list[str] = field(default_factory=list)
+    thinking: list[str] = field(default_factory=list)
+
+    def message(self) -> Message | None:
+        parts: list[Part] = []
+        if self.thinking:
+            parts.append(Thinking("".join(self.thinking)))
+        if self.text:
+            parts.append(Text("".join(self.text)))
+        return Message("assistant", tuple(parts)) if parts else None
+
+
+class Steps:
+    """One turn's steps and calls over a model, its tools and a journal. One driver uses it, one await at a time."""
+
+    def __init__(
+        self,
+        *,
+        model: ChatModel,
+        tools: tuple[Tool[BaseModel], ...],
+        specs: tuple[ToolSpec, ...],
+        approval: Approver,
+        journal: Journal,
+        tree: Tree | None,
+        limits: Limits,
+        sampling: Sampling,
+        session_id: str,
+        inbox: deque[str],
+        emit: Emit,
+    ) -> None:
+        self.model = model
+        self.tools = tools
+        self.specs = specs
+        self.limits = limits
+        self.sampling = sampling
+        self.usage = Usage()
+        self.step = 0
+        self._approval = approval
+        self._journal = journal
+        self._tree = tree
+        self._session_id = session_id
+        self._inbox = inbox
+        self._emit = emit
+        self._repeats = Repeats()
+        self._open: dict[str, ToolCall] = {}
+        self._checkpointed = False
+        self._by_name = {tool.name: tool for tool in tools}
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return self._journal.messages
+
+    def say(self, text: str) -> None:
+        """Append a user message."""
+        self._journal.add(user(text))
+
+    def notice(self, level: NoticeLevel, text: str) -> None:
+        self._emit(Notice(level, text))
+
+    def take_steering(self) -> bool:
+        """Append what the person said meanwhile; whether there was anything. Call it only when no call is open."""
+        said = bool(self._inbox)
+        while self._inbox:
+            self.say(self._inbox.popleft())
+        return said
+
+    async def ask(self, how: Ask | None = None, say: str = "") -> StepFinished:
+        """One model call, after appending `say` as a user message unless it is empty.
+
+        The assistant message is recorded before this returns; its calls are open until `call` or `close_calls`. When
+        cancelled, the text streamed so far is recorded. Raises LimitReached before anything is sent.
+        """
+        how = how or Ask()
+        if say:
+            self.say(say)
+        sampling = self._bounded(how.sampling or self.sampling)
+        shortage = await self._journal.shortage(self.model, self.specs)
+        if shortage is not None:
+            raise LimitReached(shortage)
+        self.step += 1
+        self._checkpointed = False
+        self._emit(StepStarted(self.step))
+        request = ModelRequest(
+            self._journal.messages,
+            self.specs,
+            sampling,
+            tool_choice=how.tool_choice,
+            grammar=how.grammar,
+            prefix=how.prefix,
+            stop=how.stop,
+            session_id=self._session_id,
+        )
+        started = time.monotonic()
+        completed = await self._stream(request, started)
+        self.usage += completed.usage
+        self._journal.add(completed.message, completed.usage)
+        self._open = {call.id: call for call in completed.message.calls}
+        rate = completed.usage.completion_tokens / completed.decode_s if completed.decode_s > 0 else 0.0
+        duration_s = time.monotonic() - started
+        finished = StepFinished(self.step, completed.message, completed.finish, completed.usage, duration_s, rate)
+        self._emit(finished)
+        return finished
+
+    async def call(self, call: ToolCall, *, cut_off: bool = False) -> Called:
+        """Run one call of the last answer and record its result; whatever the model did wrong is a result too.
+
+        `cut_off` says that the answer holding the call ended at a length limit. Raises LoopFound after recording.
+        """
+        outcome, duration_s = await self._run(call, cut_off=cut_off)
+        count = self._repeats.count(call, outcome.text, changed_files=bool(outcome.changed))
+        called = self._finish(call, outcome, duration_s, advice(count, call.name), recorded=True)
+        if count >= STOP_AT:
+            raise LoopFound(f"{call.name} was called {count} times with the same arguments and the same result")
+        return called
+
+    async def run(self, name: str, arguments: Mapping[str, object], text: str = "") -> Called:
+        """Make a call in the model's name: recorded as an assistant message (with `text` before the call) and its result."""
+        call = ToolCall(f"functions.{name}:{self._journal.call_count}", name, json.dumps(arguments, ensure_ascii=False))
+        parts: tuple[Part, ...] = (Text(text), call) if text else (call,)
+        self._journal.add(Message("assistant", parts))
+        self._open[call.id] = call
+        self._checkpointed = False
+        return self._finish(call, *await self._run(call), "", recorded=True)
+
+    async def probe(self, name: str, arguments: Mapping[str, object]) -> Called:
+        """Make a call that the model never hears of; the person sees it as any other."""
+        call = ToolCall(f"probe.{name}:{time.monotonic_ns()}", name, json.dumps(arguments, ensure_ascii=False))
+        self._checkpointed = False
+        return self._finish(call, *await self._run(call), "", recorded=False)
+
+    async def snapshot(self) -> str:
+        """Keep the tree as it is; "" when that cannot be done (a Notice says why)."""
+        if self._tree is None:
+            return ""
+        try:
+            snapshot = await self._tree.snapshot()
+        except CheckpointFailed as error:
+            self.notice("warning", f"no checkpoint, so this step cannot be undone: {error}")
+            return ""
+        self._journal.add_checkpoint(snapshot)
+        return snapshot
+
+    async def restore(self, snapshot: str) -> None:
+        """Bring the tree back to `snapshot`, which came from this object; nothing to do for ""."""
+        if self._tree is not None and snapshot:
+            await self._tree.restore(snapshot)
+
+    async def diff(self, snapshot: str) -> str:
+        return await self._tree.diff(snapshot) if self._tree is not None and snapshot else ""
+
+    def mark(self) -> int:
+        """A place in the conversation for `rewind`; take it only when no call is open."""
+        return self._journal.mark()
+
+    def rewind(self, mark: int) -> None:
+        """Let the model forget what was recorded since `mark`; the transcript on disk keeps everything."""
+        self._open = {}
+        self._journal.rewind(mark)
+
+    def close_calls(self, reason: str) -> None:
+        """Record `reason` as the error result of every call that has none yet."""
+        for call in list(self._open.values()):
+            result = ToolResult(call.id, call.name, reason, is_error=True)
+            self._journal.add_result(result, PlainDisplay(reason), 0.0)
+            self._emit(CallFinished(call, result, PlainDisplay(reason), 0.0))
+        self._open = {}
+
+    def _bounded(self, sampling: Sampling) -> Sampling:
+        limits = self.limits
+        if limits.steps is not None and self.step >= limits.steps:
+            raise LimitReached(f"the turn took {self.step} steps, the limit is {limits.steps} (--max-turns)")
+        if limits.tokens is None:
+            return replace(sampling, max_tokens=sampling.max_tokens or limits.answer_tokens)
+        left = limits.tokens - self.usage.completion_tokens
+        if left <= 0:
+            used = self.usage.completion_tokens
+            raise LimitReached(f"the model wrote {used} tokens, the limit is {limits.tokens} (--max-tokens)")
+        wanted = sampling.max_tokens or limits.answer_tokens
+        return replace(sampling, max_tokens=left if wanted is None else min(left, wanted))
+
+    async def _stream(self, request: ModelRequest, started: float) -> Completed:
+        partial = _Partial()
+        try:
+            async with aclosing(self.model.stream(request)) as events:
+                async for event in events:
+                    if isinstance(event, Completed):
+                        return event
+                    self._relay(event, partial, started)
+        except asyncio.CancelledError:
+            message = partial.message()
+            if message is not None:
+                self._journal.add(message)
+            raise
+        raise ModelError(f"{self.model.name}: the stream ended without an answer; try again")
+
+    def _relay(self, event: ModelEvent, partial: _Partial, started: float) -> None:
+        if isinstance(event, TextDelta):
+            partial.text.append(event.text)
+            self._emit(TextPiece(event.text))
+        elif isinstance(event, ThinkingDelta):
+            partial.thinking.append(event.text)
+            self._emit(ThinkingPiece(event.text))
+        elif isinstance(event, CallDelta):
+            self._emit(CallPiece(event.index, event.name, event.arguments))
+        elif isinstance(event, PrefillProgress):
+            elapsed = time.monotonic() - started
+            rate = max(event.done - event.cached, 0) / elapsed if elapsed > 0 else 0.0
+            self._emit(Prefill(event.done, event.total, event.cached, rate))
+
+    async def _run(self, call: ToolCall, *, cut_off: bool = False) -> tuple[Outcome, float]:
+        """The outcome and how long it took, announced but not yet recorded."""
+        tool = self._find(call.name)
+        arguments = self._arguments(tool, call, cut_off=cut_off) if tool is not None else self._unknown(call.name)
+        summary = tool.summary(arguments) if tool is not None and isinstance(arguments, BaseModel) else call.name
+        self._emit(CallStarted(call, summary))
+        started = time.monotonic()
+        if tool is None or isinstance(arguments, str):
+            problem = str(arguments)
+            outcome = Outcome(problem, PlainDisplay(problem), is_error=True)
+        else:
+            outcome = await self._allowed(tool, arguments, call, summary)
+        return outcome, time.monotonic() - started
+
+    async def _allowed(self, tool: Tool[BaseModel], arguments: BaseModel, call: ToolCall, summary: str) -> Outcome:
+        verdict = await self._approval.decide(replace(call, name=tool.name), tool.access, summary)
+        if not verdict.allowed:
+            return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True)
+        if tool.access != "read" and not self._checkpointed:
+            await self.snapshot()
+            self._checkpointed = True
+        return await tool.run(arguments, lambda text: self._emit(CallOutput(call.id, text)))
+
+    def _finish(self, call: ToolCall, outcome: Outcome, duration_s: float, advised: str, *, recorded: bool) -> Called:
+        result = ToolResult(call.id, call.name, outcome.text + advised, outcome.is_error)
+        if recorded:
+            self._journal.add_result(result, outcome.display, duration_s)
+            self._open.pop(call.id, None)
+        self._emit(CallFinished(call, result, outcome.display, duration_s))
+        return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed)
+
+    def _find(self, name: str) -> Tool[BaseModel] | None:
+        """The tool of that name; models also write `Read`, `functions.read` or `str-replace`."""
+        plain = name.strip().removeprefix("functions.").replace("-", "_").lower()
+        return self._by_name.get(name) or self._by_name.get(plain)
+
+    def _unknown(self, name: str) -> str:
+        return f"There is no tool {name!r}. The tools are: {', '.join(self._by_name)}."
+
+    def _arguments(self, tool: Tool[BaseModel], call: ToolCall, *, cut_off: bool) -> BaseModel | str:
+        """The parsed arguments, or what is wrong with them."""
+        try:
+            value = json.loads(call.arguments or "{}")
+            if isinstance(value, str):
+                value = json.loads(value)
+        except json.JSONDecodeError as error:
+            if cut_off:
+                return (
+                    f"The call was cut off: the answer reached its length limit within the arguments of {tool.name}. Be shorter."
+                )
+            return f"The arguments of {tool.name} are not valid JSON: {error.msg} at character {error.pos}. Send one JSON object."
+        if not isinstance(value, dict):
+            return f"The arguments of {tool.name} must be one JSON object, not {type(value).__name__}."
+        try:
+            return tool.arguments.model_validate(value)
+        except ValidationError as error:
+            wrong = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc']) or 'arguments'}: {item['msg']}"
+                for item in error.errors(include_url=False, include_input=False)
+            )
+            return f"Wrong arguments for {tool.name}: {wrong}."
