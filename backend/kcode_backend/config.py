@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from kcode_backend.errors import ModelFileError
+from kcode_backend.weights.gguf import TensorInfo
+from kcode_backend.weights.metadata import Metadata
+
+MAX_COUNT = 1 << 24
+"""No dimension, layer count or context of a model is larger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +50,118 @@ class ModelConfig:
     qkv_bias: bool
     rope_interleaved: bool
     """The file stores q and k for rotation of neighbouring pairs (llama) and not of halves (qwen2)."""
+
+
+ARCHITECTURES = ("llama", "qwen2")
+"""Values of general.architecture that the engine runs."""
+
+
+def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
+    """The configuration in a GGUF file; raises ModelFileError for anything missing, contradictory or unknown."""
+    architecture = metadata.text("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise ModelFileError(f"architecture {architecture!r} is not supported; supported: {', '.join(ARCHITECTURES)}")
+    keys = _Keys(metadata, architecture)
+    hidden = keys.count("embedding_length")
+    heads = keys.count("attention.head_count")
+    # The format defines both: heads of equal share of the width, and as many key-value heads as heads, unless said otherwise.
+    kv_heads = keys.optional_count("attention.head_count_kv") or heads
+    head_dim = keys.optional_count("attention.key_length") or _quotient(hidden, heads, "embedding_length", "attention.head_count")
+    value_dim = keys.optional_count("attention.value_length") or head_dim
+    if value_dim != head_dim:
+        raise ModelFileError(f"keys of {head_dim} and values of {value_dim} dimensions are not supported together")
+    _quotient(heads, kv_heads, "attention.head_count", "attention.head_count_kv")
+    embedding = tensors.get("token_embd.weight")
+    if embedding is None or len(embedding.shape) != 2:
+        raise ModelFileError("there is no tensor token_embd.weight with two dimensions")
+    tokens = len(metadata.texts("tokenizer.ggml.tokens"))
+    if embedding.shape != (tokens, hidden):
+        raise ModelFileError(
+            f"token_embd.weight is {list(embedding.shape)}, but there are {tokens} tokens of {hidden} dimensions"
+        )
+    return ModelConfig(
+        architecture=architecture,
+        name=metadata.optional_text("general.name") or "",
+        layers=keys.count("block_count"),
+        hidden=hidden,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        mlp=keys.count("feed_forward_length"),
+        vocab=tokens,
+        norm_eps=keys.positive("attention.layer_norm_rms_epsilon"),
+        context_length=keys.count("context_length"),
+        rope=_read_rope(keys, head_dim),
+        tied_embeddings="output.weight" not in tensors,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        rope_interleaved=architecture == "llama",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys below the architecture's name."""
+
+    metadata: Metadata
+    architecture: str
+
+    def count(self, name: str) -> int:
+        value = self.metadata.integer(f"{self.architecture}.{name}")
+        return self._checked(name, value)
+
+    def optional_count(self, name: str) -> int | None:
+        value = self.metadata.optional_integer(f"{self.architecture}.{name}")
+        return None if value is None else self._checked(name, value)
+
+    def positive(self, name: str) -> float:
+        value = self.metadata.number(f"{self.architecture}.{name}")
+        if not 0 < value < float("inf"):
+            raise ModelFileError(f"{self.architecture}.{name} is {value}, not a positive number")
+        return value
+
+    def optional_positive(self, name: str) -> float | None:
+        if self.metadata.optional_number(f"{self.architecture}.{name}") is None:
+            return None
+        return self.positive(name)
+
+    def optional_text(self, name: str) -> str | None:
+        return self.metadata.optional_text(f"{self.architecture}.{name}")
+
+    def _checked(self, name: str, value: int) -> int:
+        if not 1 <= value <= MAX_COUNT:
+            raise ModelFileError(f"{self.architecture}.{name} is {value}, not 1 to {MAX_COUNT}")
+        return value
+
+
+def _quotient(whole: int, parts: int, whole_name: str, parts_name: str) -> int:
+    if whole % parts:
+        raise ModelFileError(f"{whole_name} {whole} is not a multiple of {parts_name} {parts}")
+    return whole // parts
+
+
+def _read_rope(keys: _Keys, head_dim: int) -> RopeConfig:
+    dims = keys.optional_count("rope.dimension_count") or head_dim
+    if dims > head_dim or dims % 2:
+        raise ModelFileError(
+            f"{keys.architecture}.rope.dimension_count is {dims}, not an even number up to the head's {head_dim}"
+        )
+    theta = keys.positive("rope.freq_base")
+    scaling = keys.optional_text("rope.scaling.type") or "none"
+    if scaling == "none":
+        return RopeConfig(theta, dims)
+    factor = keys.positive("rope.scaling.factor")
+    if scaling == "linear":
+        return RopeConfig(theta, dims, "linear", factor)
+    if scaling == "yarn":
+        return RopeConfig(
+            theta,
+            dims,
+            "yarn",
+            factor,
+            original_context=keys.count("rope.scaling.original_context_length"),
+            # The published constants of YaRN, which files state only when they differ.
+            beta_fast=keys.optional_positive("rope.scaling.yarn_beta_fast") or 32.0,
+            beta_slow=keys.optional_positive("rope.scaling.yarn_beta_slow") or 1.0,
+            attention_factor=keys.optional_positive("rope.scaling.attn_factor") or 1.0,
+        )
+    raise ModelFileError(f"{keys.architecture}.rope.scaling.type is {scaling!r}; supported: none, linear, yarn")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ from enum import IntEnum
 import tiktoken
 
 from kcode_backend.errors import ModelFileError
+from kcode_backend.weights.metadata import Metadata
 
 _CONTRACTIONS = r"'s|'t|'re|'ve|'m|'ll|'d"
 _PUNCTUATION = r"\p{P}$+<=>^~|"
-_QWEN2 = (
-    rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_QWEN2 = rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = _QWEN2.replace(r"|\p{N}| ", r"|\p{N}{1,3}| ")
 _GPT2 = rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+"
 # These two are defined as several splits one after the other. As one expression: what an earlier split cut off ends the
@@ -68,6 +68,25 @@ class Vocabulary:
     add_bos: bool
 
 
+def read_vocabulary(metadata: Metadata) -> Vocabulary:
+    """The vocabulary that a GGUF file carries."""
+    model = metadata.text("tokenizer.ggml.model")
+    if model != "gpt2":
+        raise ModelFileError(f"tokenizer.ggml.model is {model!r}; only byte-level BPE ('gpt2') is supported")
+    pre = metadata.text("tokenizer.ggml.pre")
+    add_bos = metadata.optional_boolean("tokenizer.ggml.add_bos_token")
+    return Vocabulary(
+        tokens=metadata.texts("tokenizer.ggml.tokens"),
+        kinds=metadata.integers("tokenizer.ggml.token_type"),
+        merges=metadata.texts("tokenizer.ggml.merges"),
+        pre=pre,
+        eos_id=metadata.integer("tokenizer.ggml.eos_token_id"),
+        bos_id=metadata.optional_integer("tokenizer.ggml.bos_token_id"),
+        # Files of Llama 3 leave the key out and mean yes.
+        add_bos=SPLIT_PATTERNS.get(pre) == _LLAMA3 if add_bos is None else add_bos,
+    )
+
+
 class Tokenizer:
     """Immutable and safe to share between threads."""
 
@@ -76,6 +95,9 @@ class Tokenizer:
         if vocabulary.pre not in SPLIT_PATTERNS:
             known = ", ".join(sorted(SPLIT_PATTERNS))
             raise ModelFileError(f"tokenizer.ggml.pre is {vocabulary.pre!r}, which is not supported; known: {known}")
+        for name, token in (("eos", vocabulary.eos_id), ("bos", vocabulary.bos_id)):
+            if token is not None and not 0 <= token < len(vocabulary.tokens):
+                raise ModelFileError(f"the {name} token is {token}, but there are {len(vocabulary.tokens)} tokens")
         self.vocab_size = len(vocabulary.tokens)
         """Ids run from 0 to vocab_size - 1."""
         self.token_bytes: tuple[bytes, ...] = _token_bytes(vocabulary)
@@ -86,6 +108,8 @@ class Tokenizer:
             if kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED)
         }
         """Name to id of the control and user-defined tokens."""
+        longest_first = sorted(filter(None, self.special_ids), key=len, reverse=True)
+        self._special_names = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "($.)")
         self.control_ids = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind == TokenKind.CONTROL)
         """Tokens that steer the model and are no part of the text, such as <|im_end|>."""
         self.eos_id = vocabulary.eos_id
@@ -93,15 +117,22 @@ class Tokenizer:
         self.add_bos = vocabulary.add_bos
         """The model was trained with bos_id at the start of every text; `encode` leaves adding it to the chat format."""
         self.encoding = _build_encoding(vocabulary, self.token_bytes)
-        """Its ids are the model's ids."""
+        """Its ids are the model's ids; bytes that the vocabulary lacks have ids from vocab_size on."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` taken as plain text: the names of special tokens in it are text like any other."""
-        return [token for run in _bounded_runs(text) for token in self.encoding.encode_ordinary(run)]
+        """Ids of `text` taken as plain text: the names of special tokens in it are text like any other.
+
+        Bytes that the vocabulary lacks are left out; the vocabularies in use lack none or only control characters.
+        """
+        return [token for run in _bounded_runs(text) for token in self.encoding.encode_ordinary(run) if token < self.vocab_size]
 
     def encode_special(self, text: str) -> list[int]:
         """Ids of `text` in which each name of a special token becomes that token; for text of our own making only."""
-        return self.encoding.encode(text, allowed_special="all", disallowed_special=())
+        ids: list[int] = []
+        for number, part in enumerate(self._special_names.split(text)):
+            # A pattern with one group yields the text between matches at even places and the matches at odd ones.
+            ids += [self.special_ids[part]] if number % 2 else self.encode(part)
+        return ids
 
     def special_id(self, name: str) -> int:
         """The id of the special token `name`; KeyError when the model has none."""
@@ -183,13 +214,21 @@ def _build_encoding(vocabulary: Vocabulary, token_bytes: Sequence[bytes]) -> tik
     tiktoken joins the neighbours whose joined text has the lowest rank; a merge list joins the neighbours that stand first in
     the list. Both give the same tokens if the products of the merges have increasing ids.
     """
-    ids = {text: i for i, text in enumerate(vocabulary.tokens)}
-    mergeable = {bytes([byte]): ids[char] for char, byte in _ALPHABET.items() if char in ids}
-    if len(mergeable) != len(_ALPHABET):
-        missing = next(byte for char, byte in _ALPHABET.items() if char not in ids)
-        raise ModelFileError(f"the vocabulary has no token for the byte 0x{missing:02x}")
-    ranks = _product_ids(vocabulary.merges, ids)
-    mergeable.update((token_bytes[i], i) for i in ranks)
+    ids = {
+        text: i
+        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
+        if kind == TokenKind.NORMAL
+    }
+    # Some vocabularies leave out bytes that never occur in UTF-8 or in their training text. tiktoken needs all 256.
+    absent = itertools.count(len(vocabulary.tokens))
+    mergeable = {bytes([byte]): ids[char] if char in ids else next(absent) for char, byte in _ALPHABET.items()}
+    products = _product_ids(vocabulary.merges, ids)
+    for number, (before, after) in enumerate(itertools.pairwise(products)):
+        if before >= after:
+            raise ModelFileError(
+                f"merge {number + 1} makes token {after} after token {before}: merges out of id order are not supported"
+            )
+    mergeable.update((token_bytes[i], i) for i in products)
     special = _special_tokens(vocabulary, set(mergeable.values()))
     return tiktoken.Encoding("gguf", pat_str=SPLIT_PATTERNS[vocabulary.pre], mergeable_ranks=mergeable, special_tokens=special)
 
