@@ -1,0 +1,263 @@
+"""Finds or compiles the kernel library, loads it, and calls it.
+
+Search order: the library bundled with the package, the one compiled earlier (in the checkout for editable installs, else in the
+user's cache folder), a fresh compilation. Without a compiler the torch reference runs instead and `describe` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+import torch
+
+from kcode_backend.kernels import build
+from kcode_backend.weights.quant import QuantFormat
+
+ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2}
+ALIGNMENT = 64
+PACKAGE = Path(__file__).resolve().parent
+
+
+class PartDescriptor(ctypes.Structure):
+    """`Part` of csrc/cpu/layout.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("format", ctypes.c_int32),
+        ("rows", ctypes.c_int32),
+        ("columns", ctypes.c_int32),
+        ("lanes", ctypes.c_int32),
+    )
+
+
+_INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
+_SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
+    "kc_supported": (_INT, [_INT]),
+    "kc_lanes": (_INT, [_INT]),
+    "kc_set_threads": (None, [_INT]),
+    "kc_threads": (_INT, []),
+    "kc_packed_bytes": (_LONG, [_INT, _INT, _INT, _INT]),
+    "kc_pack": (None, [_INT, _POINTER, _INT, _INT, _INT, _POINTER]),
+    "kc_unpack_rows": (None, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER]),
+    "kc_linear": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
+    "kc_rms_norm": (None, [_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
+    "kc_rope": (None, [_INT, _POINTER, _LONG, _INT, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _INT]),
+    "kc_silu_mul": (None, [_INT, _POINTER, _INT, _INT, _POINTER]),
+    "kc_store_kv": (None, [_INT, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT, _POINTER, _POINTER, _POINTER]),
+    "kc_attention": (
+        None,
+        [
+            _INT,
+            _POINTER,
+            _LONG,
+            _POINTER,
+            _POINTER,
+            _POINTER,
+            _INT,
+            _POINTER,
+            _POINTER,
+            _INT,
+            _INT,
+            _INT,
+            _INT,
+            _INT,
+            _FLOAT,
+            _POINTER,
+        ],
+    ),
+    "kc_read_probe": (None, [_POINTER, _LONG]),
+}
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What runs and why, for `kcode doctor`. isa is "reference" when nothing compiled is in use."""
+
+    isa: str
+    library_path: Path | None
+    reason: str
+    compiler: str | None
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """A loaded library and the instruction set used from it. Pointers are passed as given: callers have checked them (ops.py)."""
+
+    library: ctypes.CDLL
+    path: Path
+    isa: str
+    number: int
+    lanes: int
+
+    def set_threads(self, count: int) -> None:
+        """The number of threads that compute, the caller's included; by default the physical cores this process may use."""
+        if count < 1:
+            raise ValueError(f"threads must be at least 1, got {count}")
+        self.library.kc_set_threads(count)
+
+    def threads(self) -> int:
+        return self.library.kc_threads()
+
+    def pack(self, quant: QuantFormat, data: npt.NDArray[np.uint8], rows: int, columns: int) -> npt.NDArray[np.uint8]:
+        size = self.library.kc_packed_bytes(quant.ggml_type, rows, columns, self.lanes)
+        raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        packed = raw[start : start + size]
+        self.library.kc_pack(quant.ggml_type, data.ctypes.data, rows, columns, self.lanes, packed.ctypes.data)
+        return packed
+
+    def unpack_rows(
+        self, quant: QuantFormat, data: npt.NDArray[np.uint8], lanes: int, columns: int, rows: npt.NDArray[np.int32]
+    ) -> npt.NDArray[np.float32]:
+        out = np.empty((rows.size, columns), dtype=np.float32)
+        self.library.kc_unpack_rows(
+            quant.ggml_type, data.ctypes.data, columns, lanes, rows.ctypes.data, rows.size, out.ctypes.data
+        )
+        return out
+
+    def linear(self, x: torch.Tensor, parts: ctypes.Array[PartDescriptor], bias: torch.Tensor | None, out: torch.Tensor) -> None:
+        bias_pointer = None if bias is None else bias.data_ptr()
+        status = self.library.kc_linear(
+            self.number, ctypes.addressof(parts), len(parts), x.data_ptr(), x.shape[0], bias_pointer, out.data_ptr()
+        )
+        if status:
+            lanes = [part.lanes for part in parts]
+            raise ValueError(f"the weight was packed for {lanes} lanes, {self.isa} reads {self.lanes}: pack it again")
+
+    def rms_norm(
+        self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> None:
+        width = x.shape[-1]
+        residual_pointer = None if residual is None else residual.data_ptr()
+        self.library.kc_rms_norm(
+            self.number, x.data_ptr(), residual_pointer, weight.data_ptr(), eps, x.numel() // max(width, 1), width, out.data_ptr()
+        )
+
+    def rope(self, q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, interleaved: bool) -> None:
+        n, heads, width = q.shape
+        queries = (q.data_ptr(), q.stride(0), heads)
+        keys = (k.data_ptr(), k.stride(0), k.shape[1])
+        self.library.kc_rope(
+            self.number, *queries, *keys, n, width, positions.data_ptr(), table.data_ptr(), table.shape[1], int(interleaved)
+        )
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        self.library.kc_silu_mul(self.number, gate_up.data_ptr(), out.shape[0], out.shape[1], out.data_ptr())
+
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        n, heads, width = k.shape
+        caches = (k_cache.data_ptr(), v_cache.data_ptr())
+        self.library.kc_store_kv(
+            self.number, k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), n, heads * width, *caches, slots.data_ptr()
+        )
+
+    def paged_attention(
+        self,
+        q: torch.Tensor,
+        k_cache: torch.Tensor,
+        v_cache: torch.Tensor,
+        block_tables: torch.Tensor,
+        seq_starts: torch.Tensor,
+        context_lens: torch.Tensor,
+        scale: float,
+        out: torch.Tensor,
+    ) -> None:
+        seqs, max_blocks = block_tables.shape
+        _, heads, width = q.shape
+        _, block_size, kv_heads, _ = k_cache.shape
+        self.library.kc_attention(
+            self.number, q.data_ptr(), q.stride(0), k_cache.data_ptr(), v_cache.data_ptr(), block_tables.data_ptr(), max_blocks,
+            seq_starts.data_ptr(), context_lens.data_ptr(), seqs, heads, kv_heads, width, block_size, scale, out.data_ptr(),
+        )  # fmt: skip
+
+    def read_probe(self, data: npt.NDArray[np.uint8]) -> None:
+        """Reads every byte once with all threads: the yardstick of the benches."""
+        self.library.kc_read_probe(data.ctypes.data, data.nbytes)
+
+
+def load(path: Path, isa: str | None = None) -> Kernels:
+    """isa None: the best one that the library has and this CPU runs. Raises ValueError for one that does not run here."""
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    supported = [name for name, number in ISA_NUMBERS.items() if library.kc_supported(number)]
+    chosen = isa or supported[-1]
+    if chosen not in supported:
+        raise ValueError(f"KCODE_CPU_ISA={chosen} does not run on this CPU; it runs {', '.join(supported)}")
+    number = ISA_NUMBERS[chosen]
+    return Kernels(library, path, chosen, number, library.kc_lanes(number))
+
+
+def csrc_folder() -> Path | None:
+    """The C++ sources: beside this file in an installed wheel, backend/csrc/cpu in a checkout."""
+    candidates = (PACKAGE / "csrc", PACKAGE.parent.parent / "csrc" / "cpu")
+    return next((folder for folder in candidates if (folder / build.ISA_UNIT).is_file()), None)
+
+
+@functools.cache
+def _startup() -> tuple[Kernels | None, KernelReport]:
+    compiler = build.find_compiler()
+    path, reason = _library(compiler)
+    if path is None:
+        return None, KernelReport(
+            "reference", None, f"{reason}; the torch reference runs instead, about 20 times slower", compiler
+        )
+    kernels = load(path, os.environ.get("KCODE_CPU_ISA") or None)
+    return kernels, KernelReport(kernels.isa, path, reason, compiler)
+
+
+def _library(compiler: str | None) -> tuple[Path | None, str]:
+    csrc = csrc_folder()
+    if csrc is None:
+        return None, "the C++ sources of the kernels are not installed; install kcode-agent again"
+    name = build.library_name(csrc)
+    bundled = PACKAGE / name
+    if bundled.is_file():
+        return bundled, "compiled with the installation"
+    in_checkout = csrc.parent != PACKAGE
+    target = (
+        bundled if in_checkout and os.access(PACKAGE, os.W_OK) else Path(platformdirs.user_cache_dir("kcode")) / "kernels" / name
+    )
+    if target.is_file():
+        return target, "compiled at first use"
+    if compiler is None:
+        return None, "no C++ compiler (c++, g++ or clang++) was found to compile the CPU kernels; install one"
+    try:
+        build.compile_library(csrc, target, compiler)
+    except (build.CompileError, OSError) as error:
+        return None, f"the CPU kernels could not be compiled: {error}"
+    return target, "compiled at first use"
+
+
+_forced: list[Kernels | None] = []
+
+
+def active() -> Kernels | None:
+    """The kernels in use; None: the torch reference. The first call may compile for about half a minute."""
+    return _forced[-1] if _forced else _startup()[0]
+
+
+def describe() -> KernelReport:
+    return _startup()[1]
+
+
+@contextmanager
+def using(kernels: Kernels | None) -> Iterator[None]:
+    """Makes `active` answer `kernels` inside the block, for tests and benches. Weights packed outside may not fit."""
+    _forced.append(kernels)
+    try:
+        yield
+    finally:
+        _forced.pop()

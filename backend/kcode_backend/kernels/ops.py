@@ -1,0 +1,219 @@
+"""The operations of the engine: every argument is checked here, then the compiled kernels or the torch reference run.
+
+All activations are float32 on the CPU, all index tensors int32. Errors are ValueErrors that name the numbers.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kcode_backend.kernels import native, packed, reference
+from kcode_backend.kernels.packed import PackedWeight
+
+
+def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """x: [n, in] -> [n, out]. Quantised weights multiply an 8-bit rounding of x (relative error about 0.5 %)."""
+    _float_matrix("x", x)
+    out_features, in_features = weight.shape
+    n, width = x.shape
+    if width != in_features:
+        raise ValueError(f"x has {width} columns, the weight takes {in_features}")
+    if bias is not None:
+        _float_vector("bias", bias, out_features)
+    kernels = native.active()
+    if kernels is None:
+        return reference.linear(x, torch.from_numpy(packed.dequantize(weight)), bias)
+    out = torch.empty(n, out_features)
+    kernels.linear(x, weight.descriptor, bias, out)
+    return out
+
+
+def embedding(ids: torch.Tensor, weight: PackedWeight) -> torch.Tensor:
+    """ids: [n] int32 -> rows of the weight, exactly dequantised, [n, in]."""
+    if ids.dim() != 1 or ids.dtype is not torch.int32:
+        raise ValueError(f"ids must be int32 [n], got {ids.dtype} {tuple(ids.shape)}")
+    return torch.from_numpy(packed.dequantize_rows(weight, ids.numpy()))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x: [..., width] contiguous -> x / rms(x) * weight."""
+    _float_contiguous("x", x)
+    _float_vector("weight", weight, x.shape[-1])
+    kernels = native.active()
+    if kernels is None:
+        return reference.rms_norm(x, weight, eps)
+    out = torch.empty_like(x)
+    kernels.rms_norm(x, None, weight, eps, out)
+    return out
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """residual += x in place; returns rms_norm(residual). x, residual: [..., width] of the same shape."""
+    _float_contiguous("x", x)
+    _float_contiguous("residual", residual)
+    if x.shape != residual.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}, residual {tuple(residual.shape)}")
+    _float_vector("weight", weight, x.shape[-1])
+    kernels = native.active()
+    if kernels is None:
+        return reference.add_rms_norm(x, residual, weight, eps)
+    out = torch.empty_like(x)
+    kernels.rms_norm(x, residual, weight, eps, out)
+    return out
+
+
+def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, interleaved: bool = False) -> None:
+    """Rotates q: [n, heads, d] and k: [n, kv_heads, d] in place (views with a larger token stride are fine).
+
+    table: [max_positions, rotary] float32, cosines in the first half of a row and sines in the second; rotary <= d, the rest of
+    a head is left alone. positions: [n] int32. interleaved pairs (0,1),(2,3)...; otherwise (0, rotary/2), (1, rotary/2+1)...
+    """
+    n, _, width = _heads("q", q)
+    if _heads("k", k)[::2] != (n, width):
+        raise ValueError(f"k has shape {tuple(k.shape)}, q {tuple(q.shape)}: tokens and head size must agree")
+    _float_contiguous("table", table)
+    if table.dim() != 2 or table.shape[1] > width or table.shape[1] % 2:
+        raise ValueError(f"table has shape {tuple(table.shape)}; its width must be even and at most the head size {width}")
+    _indices("positions", positions, n)
+    if n and not (0 <= int(positions.min()) and int(positions.max()) < table.shape[0]):
+        raise ValueError(f"positions {int(positions.min())}..{int(positions.max())} are outside of the table's {table.shape[0]}")
+    kernels = native.active()
+    if kernels is None:
+        reference.rope_(q, k, positions, table, interleaved)
+    else:
+        kernels.rope(q, k, positions, table, interleaved)
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gate_up: [n, 2*m] -> silu(gate_up[:, :m]) * gate_up[:, m:], [n, m]."""
+    _float_matrix("gate_up", gate_up)
+    n, width = gate_up.shape
+    if width % 2:
+        raise ValueError(f"gate_up has {width} columns, an even number is needed")
+    kernels = native.active()
+    if kernels is None:
+        return reference.silu_mul(gate_up)
+    out = torch.empty(n, width // 2)
+    kernels.silu_mul(gate_up, out)
+    return out
+
+
+def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor) -> None:
+    """Writes k, v: [n, kv_heads, d] into the caches [blocks, block_size, kv_heads, d] float16 at slots: [n] int32.
+
+    slot = block * block_size + offset within the block. Token strides larger than a row are fine.
+    """
+    n, heads, width = _heads("k", k)
+    if v.shape != k.shape:
+        raise ValueError(f"v has shape {tuple(v.shape)}, k {tuple(k.shape)}")
+    _heads("v", v)
+    _cache(k_cache, v_cache, heads, width)
+    _indices("slots", slots, n)
+    total = k_cache.shape[0] * k_cache.shape[1]
+    if n and not (0 <= int(slots.min()) and int(slots.max()) < total):
+        raise ValueError(f"slots {int(slots.min())}..{int(slots.max())} are outside of the cache's {total}")
+    kernels = native.active()
+    if kernels is None:
+        reference.store_kv(k, v, k_cache, v_cache, slots)
+    else:
+        kernels.store_kv(k, v, k_cache, v_cache, slots)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention of q: [n, heads, d] over a paged cache -> [n, heads, d] contiguous.
+
+    block_tables: [seqs, max_blocks] int32; seq_starts: [seqs + 1] int32, sequence s owns queries seq_starts[s]..seq_starts[s+1];
+    context_lens: [seqs] int32, tokens in the cache *including* these queries, which are the last ones of the context.
+    heads is a multiple of kv_heads (query head h reads kv head h // (heads / kv_heads)). Entries of a block table past the context
+    are not read.
+    """
+    n, heads, width = _heads("q", q)
+    kv_heads = k_cache.shape[2] if k_cache.dim() == 4 else 0
+    _cache(k_cache, v_cache, kv_heads, width)
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} kv heads")
+    _check_sequences(n, k_cache, block_tables, seq_starts, context_lens)
+    kernels = native.active()
+    if kernels is None:
+        return reference.paged_attention(q, k_cache, v_cache, block_tables, seq_starts, context_lens, scale)
+    out = torch.empty(n, heads, width)
+    kernels.paged_attention(q, k_cache, v_cache, block_tables, seq_starts, context_lens, scale, out)
+    return out
+
+
+def _check_sequences(
+    n: int, k_cache: torch.Tensor, block_tables: torch.Tensor, seq_starts: torch.Tensor, context_lens: torch.Tensor
+) -> None:
+    if block_tables.dim() != 2 or block_tables.dtype is not torch.int32 or not block_tables.is_contiguous():
+        raise ValueError(
+            f"block_tables must be contiguous int32 [seqs, max_blocks], got {block_tables.dtype} {tuple(block_tables.shape)}"
+        )
+    seqs, max_blocks = block_tables.shape
+    _indices("seq_starts", seq_starts, seqs + 1)
+    _indices("context_lens", context_lens, seqs)
+    starts, contexts = seq_starts.tolist(), context_lens.tolist()
+    if starts[0] != 0 or starts[-1] != n:
+        raise ValueError(f"seq_starts must run from 0 to {n}, the number of queries; got {starts[0]}..{starts[-1]}")
+    blocks, block_size = k_cache.shape[0], k_cache.shape[1]
+    for sequence, context in enumerate(contexts):
+        queries = starts[sequence + 1] - starts[sequence]
+        if not 0 <= queries <= context <= max_blocks * block_size:
+            raise ValueError(f"sequence {sequence}: {queries} queries, context {context}, {max_blocks} blocks of {block_size}")
+        used = block_tables[sequence, : -(-context // block_size)]
+        if context and not (0 <= int(used.min()) and int(used.max()) < blocks):
+            raise ValueError(
+                f"sequence {sequence}: blocks {int(used.min())}..{int(used.max())} are outside of the cache's {blocks}"
+            )
+
+
+def _float_contiguous(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dtype is not torch.float32 or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ValueError(
+            f"{name} must be contiguous float32 on the CPU, got {tensor.dtype} on {tensor.device}, "
+            f"shape {tuple(tensor.shape)}, strides {tensor.stride()}"
+        )
+
+
+def _float_matrix(name: str, tensor: torch.Tensor) -> None:
+    if tensor.dim() != 2:
+        raise ValueError(f"{name} must have 2 dimensions, got shape {tuple(tensor.shape)}")
+    _float_contiguous(name, tensor)
+
+
+def _float_vector(name: str, tensor: torch.Tensor, length: int) -> None:
+    if tensor.dim() != 1 or tensor.shape[0] != length:
+        raise ValueError(f"{name} must have shape ({length},), got {tuple(tensor.shape)}")
+    _float_contiguous(name, tensor)
+
+
+def _indices(name: str, tensor: torch.Tensor, length: int) -> None:
+    if tensor.dtype is not torch.int32 or tensor.dim() != 1 or tensor.shape[0] != length or not tensor.is_contiguous():
+        raise ValueError(f"{name} must be contiguous int32 [{length}], got {tensor.dtype} {tuple(tensor.shape)}")
+
+
+def _heads(name: str, tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Shape of [tokens, heads, d] float32 whose heads lie side by side; the token stride is free."""
+    if tensor.dim() != 3 or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        raise ValueError(f"{name} must be float32 [tokens, heads, d] on the CPU, got {tensor.dtype} {tuple(tensor.shape)}")
+    n, heads, width = tensor.shape
+    if n and (tensor.stride(2) != 1 or (heads > 1 and tensor.stride(1) != width)):
+        raise ValueError(f"{name}: heads must lie side by side, got strides {tensor.stride()} for shape {tuple(tensor.shape)}")
+    return n, heads, width
+
+
+def _cache(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_heads: int, width: int) -> None:
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.dtype is not torch.float16 or cache.dim() != 4 or not cache.is_contiguous():
+            raise ValueError(
+                f"{name} must be contiguous float16 [blocks, block_size, kv_heads, d], got {cache.dtype} {tuple(cache.shape)}"
+            )
+        if cache.shape[2:] != (kv_heads, width) or cache.shape != k_cache.shape:
+            raise ValueError(f"{name} has shape {tuple(cache.shape)}, needed {kv_heads} kv heads of size {width}")

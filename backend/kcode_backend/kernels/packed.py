@@ -1,0 +1,123 @@
+"""Weights in the layout that the running kernels read.
+
+A `PackedWeight` is one matrix [out, in] made of one or more parts stacked along `out`; parts may differ in
+format (`stack` joins q, k and v, or gate and up, so that one kernel call quantises the input once).
+Packing loses nothing: `dequantize` of a packed weight equals GGUF's dequantised float32 bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from kcode_backend.kernels import native
+from kcode_backend.weights.quant import QuantFormat, row_bytes
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PackedPart:
+    """Rows of one format. `lanes` rows are interleaved per tile; 0 means plain GGUF rows, one after another.
+
+    data: one-dimensional, 64-byte aligned when lanes > 0.
+    """
+
+    format: QuantFormat
+    rows: int
+    columns: int
+    lanes: int
+    data: Bytes = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    shape: tuple[int, int]
+    parts: tuple[PackedPart, ...]
+    descriptor: ctypes.Array[native.PartDescriptor] = field(compare=False, repr=False)
+
+    @property
+    def format(self) -> QuantFormat:
+        """The format of the first part."""
+        return self.parts[0].format
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.data.nbytes for part in self.parts)
+
+
+def pack(quant: QuantFormat, data: Bytes, shape: tuple[int, int]) -> PackedWeight:
+    """data: raw GGUF bytes of `shape[0]` rows, any uint8 array of that size (a slice of an mmap is fine).
+
+    Quantised formats are copied into the layout of the active instruction set; F16, BF16 and F32 stay a view of `data`.
+    """
+    rows, columns = shape
+    expected = rows * row_bytes(quant, columns)
+    if data.dtype != np.uint8:
+        raise ValueError(f"packed data must be uint8, not {data.dtype}")
+    if rows <= 0 or data.size != expected:
+        raise ValueError(f"{quant.name} weight of shape {shape} needs {expected} bytes, got {data.size}")
+    flat = np.ascontiguousarray(data).reshape(-1)
+    kernels = native.active()
+    if kernels is None or not quant.is_quantized:
+        part = PackedPart(quant, rows, columns, 0, flat)
+    else:
+        part = PackedPart(quant, rows, columns, kernels.lanes, kernels.pack(quant, flat, rows, columns))
+    return _weight((part,))
+
+
+def stack(weights: list[PackedWeight]) -> PackedWeight:
+    """One weight whose output is the weights' outputs side by side. Shares their memory."""
+    if not weights:
+        raise ValueError("stack needs at least one weight")
+    widths = {weight.shape[1] for weight in weights}
+    if len(widths) != 1:
+        raise ValueError(f"stacked weights must have the same number of columns, got {sorted(widths)}")
+    return _weight(tuple(part for weight in weights for part in weight.parts))
+
+
+def dequantize(weight: PackedWeight) -> npt.NDArray[np.float32]:
+    """The whole weight as float32 [out, in]."""
+    ids = np.arange(weight.shape[0], dtype=np.int32)
+    return dequantize_rows(weight, ids)
+
+
+def dequantize_rows(weight: PackedWeight, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    """The chosen rows as float32 [len(rows), in]; rows must lie in [0, out)."""
+    if rows.size and not (0 <= int(rows.min()) and int(rows.max()) < weight.shape[0]):
+        raise ValueError(f"rows {int(rows.min())}..{int(rows.max())} are outside of 0..{weight.shape[0] - 1}")
+    out = np.empty((rows.size, weight.shape[1]), dtype=np.float32)
+    kernels = native.active()
+    first = 0
+    for part in weight.parts:
+        mask = (rows >= first) & (rows < first + part.rows)
+        if mask.any():
+            chosen = np.ascontiguousarray(rows[mask] - first)
+            out[mask] = _part_rows(part, chosen, kernels)
+        first += part.rows
+    return out
+
+
+def _part_rows(part: PackedPart, rows: npt.NDArray[np.int32], kernels: native.Kernels | None) -> npt.NDArray[np.float32]:
+    if kernels is not None:
+        return kernels.unpack_rows(part.format, part.data, part.lanes, part.columns, rows)
+    if part.lanes:
+        raise ValueError(f"weight was packed for {part.lanes} lanes; without the compiled kernels it cannot be read")
+    from kcode_backend.kernels import reference
+
+    stride = row_bytes(part.format, part.columns)
+    return reference.dequantize(part.format, part.data.reshape(part.rows, stride)[rows], part.columns)
+
+
+def _weight(parts: tuple[PackedPart, ...]) -> PackedWeight:
+    descriptor = (native.PartDescriptor * len(parts))()
+    for entry, part in zip(descriptor, parts, strict=True):
+        entry.data = part.data.ctypes.data
+        entry.format = part.format.ggml_type
+        entry.rows = part.rows
+        entry.columns = part.columns
+        entry.lanes = part.lanes
+    return PackedWeight((sum(part.rows for part in parts), parts[0].columns), parts, descriptor)

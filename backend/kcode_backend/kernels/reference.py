@@ -1,0 +1,85 @@
+"""Plain torch versions of every kernel: they define what is correct, and run where nothing could be compiled."""
+
+from __future__ import annotations
+
+import gguf
+import numpy as np
+import numpy.typing as npt
+import torch
+from gguf.quants import dequantize as gguf_dequantize
+
+from kcode_backend.weights.quant import QuantFormat
+
+
+def dequantize(quant: QuantFormat, rows: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.float32]:
+    """rows: raw GGUF bytes [n, row_bytes] -> float32 [n, columns]."""
+    dense = gguf_dequantize(np.ascontiguousarray(rows), gguf.GGMLQuantizationType(quant.ggml_type))
+    return np.asarray(dense, dtype=np.float32).reshape(rows.shape[0], columns)
+
+
+def linear(x: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x: [n, in], dense: [out, in] float32 -> [n, out]."""
+    return torch.nn.functional.linear(x, dense, bias)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x: [..., width]."""
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """residual += x in place, then the norm of the sum."""
+    residual.add_(x)
+    return rms_norm(residual, weight, eps)
+
+
+def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, interleaved: bool) -> None:
+    """q: [n, heads, d], k: [n, kv_heads, d], table: [max_positions, rotary] with cos then sin, rotary <= d. In place."""
+    half = table.shape[1] // 2
+    rows = table[positions.long()]
+    cos, sin = rows[:, None, :half], rows[:, None, half:]
+    for states in (q, k):
+        head = states[..., : 2 * half]
+        first, second = (head[..., 0::2], head[..., 1::2]) if interleaved else (head[..., :half], head[..., half:])
+        turned = first * cos - second * sin, second * cos + first * sin
+        first.copy_(turned[0])
+        second.copy_(turned[1])
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """gate_up: [n, 2*m] -> silu(first half) * second half."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor) -> None:
+    """k, v: [n, kv_heads, d]; caches: [blocks, block_size, kv_heads, d] float16; slot = block * block_size + offset."""
+    where = slots.long()
+    k_cache.view(-1, *k_cache.shape[2:])[where] = k.to(k_cache.dtype)
+    v_cache.view(-1, *v_cache.shape[2:])[where] = v.to(v_cache.dtype)
+
+
+def paged_attention(
+    q: torch.Tensor,
+    k_cache: torch.Tensor,
+    v_cache: torch.Tensor,
+    block_tables: torch.Tensor,
+    seq_starts: torch.Tensor,
+    context_lens: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """Causal attention; the queries of a sequence are the last tokens of its context. See ops.paged_attention."""
+    out = torch.empty(q.shape, dtype=torch.float32)
+    block_size = k_cache.shape[1]
+    group = q.shape[1] // k_cache.shape[2]
+    for sequence in range(block_tables.shape[0]):
+        start, end = int(seq_starts[sequence]), int(seq_starts[sequence + 1])
+        context = int(context_lens[sequence])
+        blocks = block_tables[sequence, : (context + block_size - 1) // block_size].long()
+        keys = k_cache[blocks].flatten(0, 1)[:context].float().repeat_interleave(group, dim=1)
+        values = v_cache[blocks].flatten(0, 1)[:context].float().repeat_interleave(group, dim=1)
+        scores = torch.einsum("nhd,chd->hnc", q[start:end], keys) * scale
+        last = torch.arange(context - (end - start), context)
+        scores.masked_fill_(torch.arange(context)[None, :] > last[:, None], float("-inf"))
+        out[start:end] = torch.einsum("hnc,chd->nhd", scores.softmax(dim=-1), values)
+    return out
