@@ -1,0 +1,90 @@
+"""Where kcode keeps its files. KCODE_HOME puts everything below one folder; else the platform's own places are used."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+# sun_path holds 108 bytes on Linux and 104 elsewhere; the name of the socket file needs room too.
+MAX_SOCKET_PATH_BYTES = 100
+_SOCKET_NAME_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Folders; none is created here. `runtime` is short enough for Unix sockets and is the user's own (mode 0700)."""
+
+    config: Path
+    data: Path
+    state: Path
+    cache: Path
+    runtime: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.config / "config.toml"
+
+    @property
+    def models(self) -> Path:
+        return self.data / "models"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    def sessions(self, project: Path) -> Path:
+        """The folder of a project's transcripts."""
+        return self.state / "sessions" / project_key(project)
+
+    def checkpoints(self, project: Path) -> Path:
+        """The private git directory of a project's snapshots."""
+        return self.state / "checkpoints" / project_key(project)
+
+
+def project_key(project: Path) -> str:
+    """A folder name for a project path: readable, and different for different paths."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", project.name)[:40] or "root"
+    return f"{name}-{hashlib.sha256(os.fsencode(project)).hexdigest()[:12]}"
+
+
+def _short(folder: Path) -> Path:
+    """`folder`, or a folder of the same meaning in the temporary directory when its path is too long for a socket."""
+    if len(os.fsencode(folder)) + 1 + _SOCKET_NAME_BYTES <= MAX_SOCKET_PATH_BYTES:
+        return folder
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:10]
+    temporary = Path(tempfile.gettempdir())
+    if len(os.fsencode(temporary)) > MAX_SOCKET_PATH_BYTES - _SOCKET_NAME_BYTES - 30:
+        temporary = Path("/tmp")
+    return temporary / f"kcode-{os.getuid()}-{digest}"
+
+
+def find_paths(environment: dict[str, str] | None = None) -> Paths:
+    """The folders for this user; `environment` defaults to the process's own."""
+    env = os.environ if environment is None else environment
+    home = env.get("KCODE_HOME")
+    if home:
+        base = Path(home).expanduser().absolute()
+        return Paths(base / "config", base / "data", base / "state", base / "cache", _short(base / "run"))
+    dirs = platformdirs.PlatformDirs("kcode", appauthor=False)
+    return Paths(
+        Path(dirs.user_config_dir),
+        Path(dirs.user_data_dir),
+        Path(dirs.user_state_dir),
+        Path(dirs.user_cache_dir),
+        _short(Path(dirs.user_runtime_dir)),
+    )
+
+
+def make_private(folder: Path) -> Path:
+    """Create `folder` for this user alone; an existing one of another user is refused with PermissionError."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = folder.stat(follow_symlinks=False).st_uid
+    if owner != os.getuid():
+        raise PermissionError(f"{folder} belongs to user {owner}, not to you; remove it or set KCODE_HOME")
+    return folder

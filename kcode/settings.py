@@ -1,0 +1,143 @@
+"""The settings: one frozen object, read once. Defaults < file < environment < flags."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from kcode.errors import ConfigError
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Every setting kcode has. Each field is a key of config.toml and, as KCODE_NAME, an environment variable.
+
+    model: a catalogue name, a .gguf file, a name the server at `base_url` knows, or "scripted:FILE".
+    base_url: an OpenAI-style server; empty means kcode's own engine.
+    api_key_env: the environment variable that holds the server's key; the key itself is never a setting.
+    profile: how the model is driven; auto chooses by the model's name and size.
+    sandbox, network: what the sandbox allows.
+    approval_mode: plan, ask or auto; empty is ask on a screen and auto headless.
+    max_turns, max_tokens, time_limit_s: bounds of one turn: model calls, sampled tokens, seconds; 0 is the profile's own.
+    max_answer_tokens: bound of one answer; 0 is the profile's own.
+    context_limit: tokens to use at most; 0 is all the model has.
+    temperature, top_p, top_k, seed: negative is the profile's own.
+    threads: of the local engine; 0 is its own choice. engine_idle_s: it ends after so long without a request.
+    """
+
+    model: str = ""
+    base_url: str = ""
+    api_key_env: str = "KCODE_API_KEY"
+    profile: Literal["auto", "small", "standard"] = "auto"
+    sandbox: Literal["read-only", "workspace-write", "danger-full-access"] = "workspace-write"
+    network: Literal["off", "on"] = "off"
+    approval_mode: Literal["", "plan", "ask", "auto"] = ""
+    max_turns: int = 0
+    max_tokens: int = 0
+    time_limit_s: float = 0.0
+    max_answer_tokens: int = 0
+    context_limit: int = 0
+    temperature: float = -1.0
+    top_p: float = -1.0
+    top_k: int = -1
+    seed: int = -1
+    threads: int = 0
+    engine_idle_s: float = 900.0
+    theme: str = ""
+
+    @property
+    def api_key(self) -> str:
+        """The server's key from the environment, or ""."""
+        return os.environ.get(self.api_key_env, "")
+
+
+# Read elsewhere: where kcode lives and the server's key.
+_OTHER_VARIABLES = frozenset({"KCODE_HOME", "KCODE_API_KEY"})
+_SIGNED = frozenset({"temperature", "top_p", "top_k", "seed"})
+
+
+@cache
+def _types() -> dict[str, type | types.GenericAlias]:
+    return typing.get_type_hints(Settings)
+
+
+def _check(name: str, value: object, source: str) -> Value:
+    """`value` with the type of the field `name`, or a ConfigError naming both and where the value came from."""
+    wanted = _types()[name]
+    if get_origin(wanted) is Literal:
+        allowed = [str(item) for item in get_args(wanted)]
+        if isinstance(value, str) and value in allowed:
+            return value
+        raise ConfigError(f"{source}: {name} is {value!r}, it must be one of {', '.join(item for item in allowed if item)}")
+    if wanted is str:
+        if isinstance(value, str):
+            return value
+        raise ConfigError(f"{source}: {name} is {value!r}, it must be text")
+    number = _number(value, whole=wanted is int)
+    if number is None:
+        raise ConfigError(f"{source}: {name} is {value!r}, it must be {'a whole number' if wanted is int else 'a number'}")
+    if number < 0 and name not in _SIGNED:
+        raise ConfigError(f"{source}: {name} is {value!r}, it must not be negative")
+    return number
+
+
+def _number(value: object, *, whole: bool) -> int | float | None:
+    """Text or a number as a number; None when it is none. TOML's true and false are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        number = int(value) if whole else float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if not isinstance(value, float) or number == value else None
+
+
+def read_file(path: Path) -> dict[str, Value]:
+    """The settings of a TOML file; an absent file holds none."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; fix it or remove it") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); fix it or remove it") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    return {name: _check(_known(name, str(path)), value, str(path)) for name, value in data.items()}
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
+    """The settings of KCODE_* variables; an empty variable is no setting."""
+    found: dict[str, Value] = {}
+    for variable, value in environment.items():
+        if variable.startswith("KCODE_") and variable not in _OTHER_VARIABLES and value:
+            name = variable.removeprefix("KCODE_").lower()
+            found[name] = _check(_known(name, variable), value, variable)
+    return found
+
+
+def _known(name: str, source: str) -> str:
+    if name in _types():
+        return name
+    raise ConfigError(
+        f"{source}: unknown setting {name!r}; the settings are {', '.join(field.name for field in fields(Settings))}"
+    )
+
+
+def load_settings(file: Path, environment: Mapping[str, str], flags: Mapping[str, Value]) -> Settings:
+    """Merge the sources. A flag that is None was not given. Raises ConfigError naming the value and its source."""
+    merged = read_file(file) | read_environment(environment)
+    for name, value in flags.items():
+        if value is not None:
+            merged[name] = _check(_known(name, "command line"), value, f"--{name.removesuffix('_s').replace('_', '-')}")
+    return replace(Settings(), **merged)

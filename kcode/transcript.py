@@ -1,0 +1,322 @@
+"""The transcript: one append-only JSONL file per session, on disk before anything follows from it.
+
+Each line is one record; the first is a Header. A record is on disk (written, flushed, synced) when `append` returns. A torn last
+line, the trace of a crash while writing, is cut off when the file is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from kcode.errors import StartError
+from kcode.events import DiffDisplay, Display, PlainDisplay, TestsDisplay, TurnStatus
+from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult
+from kcode.model import Usage
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Always the first record. Times are UTC, ISO 8601."""
+
+    version: int
+    session_id: str
+    project: str
+    created: str
+    kcode: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A process took the session up: at its start and at each resume."""
+
+    at: str
+    model: str
+    profile: str
+    sandbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn begins; `text` is what the user wrote."""
+
+    turn: int
+    text: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message as the model sees it, of any role but "tool"."""
+
+    message: Message
+    usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A call's result; the results after one assistant message are one tool message."""
+
+    result: ToolResult
+    display: Display
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The tree was snapshotted before a call that may write."""
+
+    snapshot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """The model forgets every record from number `mark` on (the header is number 0)."""
+
+    mark: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    turn: int
+    status: TurnStatus
+    reason: str
+    result: str
+    usage: Usage
+
+
+Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | TurnEnd
+
+_TAGS: dict[str, type] = {
+    "header": Header,
+    "opened": Opened,
+    "turn": Turn,
+    "said": Said,
+    "answered": Answered,
+    "checkpoint": Checkpoint,
+    "rewind": Rewind,
+    "turn_end": TurnEnd,
+    "message": Message,
+    "text": Text,
+    "thinking": Thinking,
+    "image": Image,
+    "call": ToolCall,
+    "result": ToolResult,
+    "usage": Usage,
+    "plain": PlainDisplay,
+    "diff": DiffDisplay,
+    "tests": TestsDisplay,
+}
+_NAMES = {cls: tag for tag, cls in _TAGS.items()}
+_ADAPTERS: dict[str, TypeAdapter[object]] = {}
+
+
+def _plain(value: object) -> object:
+    """`value` as JSON data; our dataclasses become objects with a "type"."""
+    tag = _NAMES.get(type(value))
+    if tag is not None and dataclasses.is_dataclass(value):
+        fields: dict[str, object] = {"type": tag}
+        for item in dataclasses.fields(value):
+            fields[item.name] = _plain(getattr(value, item.name))
+        return fields
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(value: object) -> object:
+    """The inverse of `_plain`. Raises ValueError naming what does not fit."""
+    if isinstance(value, list):
+        return tuple(_typed(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    fields = {str(key): _typed(item) for key, item in value.items()}
+    tag = str(fields.pop("type", ""))
+    if tag not in _TAGS:
+        raise ValueError(f"unknown record type {tag!r}")
+    if tag not in _ADAPTERS:
+        _ADAPTERS[tag] = TypeAdapter(_TAGS[tag])
+    return _ADAPTERS[tag].validate_python(fields)
+
+
+def encode(record: Record) -> bytes:
+    """One line, newline included."""
+    return json.dumps(_plain(record), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def decode(line: bytes) -> Record:
+    """Raises ValueError (pydantic's and json's errors are such) when the line is no record."""
+    record = _typed(json.loads(line.decode("utf-8", "surrogatepass")))
+    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | TurnEnd):
+        return record
+    raise ValueError("not a record")
+
+
+def utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Transcript:
+    """An open session file. One process holds it at a time (a lock on the file). Append from one thread."""
+
+    def __init__(self, path: Path, file: BinaryIO, records: list[Record]) -> None:
+        self.path = path
+        self._file = file
+        self._records = records
+
+    @property
+    def records(self) -> list[Record]:
+        """All records so far, the header first. Read only."""
+        return self._records
+
+    @property
+    def header(self) -> Header:
+        header = self._records[0]
+        assert isinstance(header, Header)
+        return header
+
+    @property
+    def active(self) -> list[Record]:
+        """The records that count: those no later Rewind took back."""
+        kept: list[tuple[int, Record]] = []
+        for number, record in enumerate(self._records):
+            if isinstance(record, Rewind):
+                kept = [(index, item) for index, item in kept if index < record.mark]
+            else:
+                kept.append((number, record))
+        return [record for _, record in kept]
+
+    def append(self, record: Record) -> None:
+        """On disk when it returns."""
+        self._file.write(encode(record))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._records.append(record)
+
+    def close(self) -> None:
+        """Idempotent; gives the lock back."""
+        self._file.close()
+
+
+def new_session_id() -> str:
+    """Sorts by time, can be typed: 20260131-235959-a1b2."""
+    return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(2)
+
+
+def create(folder: Path, project: Path, kcode_version: str) -> Transcript:
+    """A new, empty session of `project` in `folder`, which is created."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    session_id = new_session_id()
+    path = folder / f"{session_id}.jsonl"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    file = os.fdopen(descriptor, "ab")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    transcript = Transcript(path, file, [])
+    transcript.append(Header(VERSION, session_id, str(project), utc_now(), kcode_version))
+    return transcript
+
+
+def open_existing(path: Path) -> Transcript:
+    """Open a session to go on with it, after cutting a torn last line off. Raises StartError."""
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise StartError(f"cannot open session {path.stem}: {error.strerror}: {path}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise StartError(f"session {path.stem} is in use by another kcode; close that one or start a new session") from error
+    whole = _whole_lines(path.read_bytes())
+    file.truncate(whole)
+    return Transcript(path, file, _decode_all(path, path.read_bytes()))
+
+
+def _whole_lines(data: bytes) -> int:
+    """How many bytes of `data` are complete lines."""
+    return data.rfind(b"\n") + 1
+
+
+def _decode_all(path: Path, data: bytes) -> list[Record]:
+    records: list[Record] = []
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            records.append(decode(line))
+        except (ValueError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise StartError(f"session {path.stem} is damaged at line {number} ({reason}): {path}") from error
+    if not records or not isinstance(records[0], Header):
+        raise StartError(f"session {path.stem} has no header: {path}")
+    if records[0].version != VERSION:
+        raise StartError(
+            f"session {path.stem} has format version {records[0].version}; this kcode reads version {VERSION}: {path}"
+        )
+    return records
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """One line of a session picker. `title` is the start of the first thing the user said."""
+
+    session_id: str
+    project: str
+    created: str
+    modified: float
+    title: str
+    path: Path
+
+
+def list_sessions(folder: Path) -> list[SessionInfo]:
+    """The sessions in a project's folder that hold a turn, the last used first."""
+    found: list[SessionInfo] = []
+    paths = folder.glob("*.jsonl") if folder.is_dir() else iter(())
+    for path in paths:
+        header: Header | None = None
+        for record in _head(path):
+            if isinstance(record, Header):
+                header = record
+            elif isinstance(record, Turn) and header is not None:
+                title = " ".join(record.text.split())[:80]
+                modified = path.stat().st_mtime
+                found.append(SessionInfo(header.session_id, header.project, header.created, modified, title, path))
+                break
+    return sorted(found, key=lambda info: (info.modified, info.session_id), reverse=True)
+
+
+def _head(path: Path) -> Iterator[Record]:
+    """The first records of a file, as far as they can be read."""
+    with path.open("rb") as file:
+        for _, line in zip(range(8), file, strict=False):
+            try:
+                yield decode(line)
+            except ValueError:
+                return
+
+
+def find_session(folder: Path, wanted: str) -> Path:
+    """The session whose id is or begins with `wanted`; "" is the last used one. Raises StartError."""
+    sessions = list_sessions(folder)
+    if not sessions:
+        raise StartError("there is no session of this folder to continue; start one without -c or -r")
+    if not wanted:
+        return sessions[0].path
+    matches = [info for info in sessions if info.session_id == wanted] or [
+        info for info in sessions if info.session_id.startswith(wanted)
+    ]
+    if len(matches) == 1:
+        return matches[0].path
+    if not matches:
+        raise StartError(f"no session {wanted!r} in this folder; see `kcode sessions list`")
+    raise StartError(f"{len(matches)} sessions begin with {wanted!r}: {', '.join(info.session_id for info in matches[:5])}")
