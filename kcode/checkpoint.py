@@ -1,0 +1,260 @@
+"""Snapshots of the user's tree in a private git directory; the user's own repository is only ever read.
+
+A snapshot holds the tracked files and those git does not ignore, up to 2 MB each. Git runs on the host with hooks, fsmonitor,
+filters and all configuration but our own switched off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from kcode.errors import CheckpointFailed
+
+MAX_FILE_BYTES = 2 << 20
+MAX_FILES = 50_000
+MAX_STORE_BYTES = 1 << 30
+KEEP_S = 30 * 24 * 3600
+GIT_TIMEOUT_S = 60
+# What runs leave behind; ignored even where the project has no .gitignore for it.
+DEBRIS = "__pycache__/\n*.py[co]\n.pytest_cache/\n.mypy_cache/\n.ruff_cache/\n.hypothesis/\n.venv/\nnode_modules/\n.kcode/\n"
+# Contents go in and out as they are, whatever .gitattributes in the tree say.
+ATTRIBUTES = "* -text !eol -filter -ident !working-tree-encoding\n"
+_OPTIONS = (
+    "core.hooksPath=/dev/null",
+    "core.bare=false",
+    "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    "core.autocrlf=false",
+    "core.safecrlf=false",
+    "core.quotePath=false",
+    "core.attributesFile=/dev/null",
+    "core.looseCompression=1",
+    "gc.auto=0",
+    "safe.directory=*",
+)
+
+
+class Checkpoints:
+    """The snapshots of one workspace. Several processes may share the store: each operation holds its lock."""
+
+    def __init__(self, workspace: Path, store: Path) -> None:
+        self._workspace = workspace
+        self._store = store
+        self._ready = False
+        self._is_repository: bool | None = None
+
+    async def snapshot(self) -> str:
+        """Keep the tree as it is now; the name of the snapshot (a git tree id: equal trees have equal names)."""
+        return await asyncio.to_thread(self._locked_snapshot)
+
+    async def restore(self, snapshot: str) -> None:
+        """Make the tree what it was: changed files back, later files gone. Files a snapshot never held stay.
+
+        The tree as it was before is snapshotted first, so a restore can be undone by restoring that.
+        """
+        await asyncio.to_thread(self._restore, snapshot)
+
+    async def diff(self, snapshot: str) -> str:
+        """A unified diff from `snapshot` to the tree as it is now; "" when they are equal."""
+        return await asyncio.to_thread(self._diff, snapshot)
+
+    async def is_dirty(self) -> bool:
+        """Whether the user's repository has uncommitted work; False where there is no repository."""
+        return await asyncio.to_thread(self._dirty)
+
+    def prune(self) -> None:
+        """Drop snapshots older than 30 days, and all but the newest day's when the store is over 1 GB. Slow; run it seldom."""
+        if not (self._store / "HEAD").is_file():
+            return
+        with self._lock():
+            size = sum(file.stat().st_size for file in self._store.rglob("*") if file.is_file())
+            keep_s = KEEP_S if size <= MAX_STORE_BYTES else 24 * 3600
+            old = [ref for ref in (self._store / "refs" / "kcode").glob("*") if time.time() - ref.stat().st_mtime > keep_s]
+            for ref in old:
+                ref.unlink()
+            if old:
+                self._git(["gc", "--quiet", "--prune=now"])
+
+    # What follows runs in a worker thread.
+
+    def _locked_snapshot(self) -> str:
+        with self._lock():
+            return self._snapshot()
+
+    def _snapshot(self) -> str:
+        self._prepare()
+        listed = self._listed()
+        held = set(_split(self._git(["ls-files", "-z", "--cached"])))
+        gone = held - set(listed)
+        if gone:
+            self._git(["update-index", "-z", "--force-remove", "--stdin"], _joined(sorted(gone)))
+        # Without a name on standard input update-index has nothing to look at, which is an empty tree.
+        self._git(["update-index", "-z", "--add", "--remove", "--replace", "--stdin"], _joined(listed))
+        tree = self._git(["write-tree"]).decode().strip()
+        ref = self._store / "refs" / "kcode" / tree
+        ref.write_text(tree + "\n")
+        return tree
+
+    def _restore(self, snapshot: str) -> None:
+        with self._lock():
+            before = self._snapshot()
+            self._known(snapshot)
+            changed = _split(self._git(["diff-tree", "-r", "-z", "--name-status", "--no-renames", before, snapshot]))
+            states = list(zip(changed[0::2], changed[1::2], strict=True))
+            for name in (name for state, name in states if state == "D"):
+                self._remove(name)
+            wanted = [name for state, name in states if state != "D"]
+            if wanted:
+                index = {"GIT_INDEX_FILE": str(self._store / "index.restore")}
+                self._git(["read-tree", snapshot], environment=index)
+                self._git(["checkout-index", "-f", "-z", "--stdin"], _joined(wanted), environment=index)
+
+    def _diff(self, snapshot: str) -> str:
+        with self._lock():
+            now = self._snapshot()
+            self._known(snapshot)
+            if now == snapshot:
+                return ""
+            arguments = ["diff-tree", "-r", "-p", "--no-ext-diff", "--no-textconv", "--no-color", "--no-renames", snapshot, now]
+            return self._git(arguments).decode("utf-8", "replace")
+
+    def _dirty(self) -> bool:
+        if not self._repository():
+            return False
+        return bool(self._user_git(["status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=all"]))
+
+    def _known(self, snapshot: str) -> None:
+        if not (self._store / "refs" / "kcode" / snapshot).is_file():
+            raise CheckpointFailed(f"checkpoint {snapshot[:12]!r} is no longer kept (checkpoints last 30 days)")
+
+    def _remove(self, name: str) -> None:
+        """Delete one file, and the folders that are empty without it. Never through a link that leads elsewhere."""
+        path = self._workspace / name
+        if path.parent.resolve() != self._workspace.resolve() / Path(name).parent:
+            return
+        path.unlink(missing_ok=True)
+        for parent in path.parents:
+            if parent == self._workspace or any(parent.iterdir()):
+                return
+            parent.rmdir()
+
+    def _listed(self) -> list[str]:
+        """The files a snapshot holds, as paths relative to the workspace."""
+        arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", f"--exclude-from={self._store / 'debris'}"]
+        if self._repository():
+            output = self._user_git(arguments)
+        else:
+            no_index = {"GIT_INDEX_FILE": str(self._store / "index.none")}
+            output = self._git([item for item in arguments if item != "--cached"], environment=no_index)
+        names: list[str] = []
+        for name in dict.fromkeys(_split(output)):
+            try:
+                found = os.lstat(self._workspace / name)
+            except OSError:
+                continue
+            if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES):
+                names.append(name)
+        if len(names) > MAX_FILES:
+            raise CheckpointFailed(f"the tree has {len(names)} files that git does not ignore, checkpoints hold {MAX_FILES}")
+        return names
+
+    def _repository(self) -> bool:
+        """Whether the workspace lies in a git work tree of the user's."""
+        if self._is_repository is None:
+            try:
+                answer = self._user_git(["rev-parse", "--is-inside-work-tree"])
+            except CheckpointFailed:
+                answer = b""
+            self._is_repository = answer.strip() == b"true"
+        return self._is_repository
+
+    def _prepare(self) -> None:
+        if self._ready:
+            return
+        if not (self._store / "HEAD").is_file():
+            self._store.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._git(["init", "--quiet", "--template=", "--bare", str(self._store)], bare=True)
+        (self._store / "info").mkdir(exist_ok=True)
+        (self._store / "info" / "attributes").write_text(ATTRIBUTES)
+        (self._store / "info" / "exclude").write_text(DEBRIS)
+        (self._store / "debris").write_text(DEBRIS)
+        (self._store / "refs" / "kcode").mkdir(parents=True, exist_ok=True)
+        self._ready = True
+
+    def _lock(self) -> _StoreLock:
+        return _StoreLock(self._store.with_name(self._store.name + ".lock"))
+
+    def _git(
+        self, arguments: Sequence[str], stdin: bytes = b"", *, environment: dict[str, str] | None = None, bare: bool = False
+    ) -> bytes:
+        """Run git over the private directory with the workspace as its work tree."""
+        place = {} if bare else {"GIT_DIR": str(self._store), "GIT_WORK_TREE": str(self._workspace)}
+        return _run_git(self._workspace, arguments, stdin, place | (environment or {}))
+
+    def _user_git(self, arguments: Sequence[str]) -> bytes:
+        """Run a reading git command over the user's repository."""
+        return _run_git(self._workspace, arguments, b"", {"GIT_OPTIONAL_LOCKS": "0"})
+
+
+class _StoreLock:
+    """An exclusive lock over the processes that share a store."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def find_git() -> str | None:
+    """The git program, or None."""
+    return shutil.which("git")
+
+
+def _run_git(folder: Path, arguments: Sequence[str], stdin: bytes, environment: dict[str, str]) -> bytes:
+    git = find_git()
+    if git is None:
+        raise CheckpointFailed("git is not installed; install it to get checkpoints, undo and diffs")
+    options = [item for option in _OPTIONS for item in ("-c", option)]
+    base = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LC_ALL": "C"}
+    base |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_ATTR_NOSYSTEM": "1"}
+    try:
+        done = subprocess.run(
+            [git, *options, *arguments],
+            cwd=folder,
+            env=base | environment,
+            input=stdin,
+            capture_output=True,
+            timeout=GIT_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckpointFailed(f"git {arguments[0]} took longer than {GIT_TIMEOUT_S} s in {folder}") from error
+    except OSError as error:
+        raise CheckpointFailed(f"cannot run git in {folder}: {error.strerror}") from error
+    if done.returncode != 0:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit code {done.returncode}"]
+        raise CheckpointFailed(f"git {arguments[0]} failed in {folder}: {said[-1]}")
+    return done.stdout
+
+
+def _split(output: bytes) -> list[str]:
+    return [os.fsdecode(name) for name in output.split(b"\0") if name]
+
+
+def _joined(names: Sequence[str]) -> bytes:
+    return b"".join(os.fsencode(name) + b"\0" for name in names)
