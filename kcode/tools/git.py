@@ -1,0 +1,124 @@
+"""`git`: the commands that look at history and record work; nothing that can lose any."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kcode.events import PlainDisplay
+from kcode.tools.outputs import Outputs
+from kcode.tools.refusal import Refusal, settle
+from kcode.tools.tool import Access, Emit, Outcome
+from kcode.tools.truncate import plain
+from kcode_sandbox.sandbox import Sandbox
+
+TIMEOUT_S = 60.0
+DEFAULT_COUNT = 20
+ENVIRONMENT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_PAGER": "cat",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_EDITOR": "true",
+    "LC_ALL": "C.UTF-8",
+}
+# The workspace may belong to another user than the one inside; fsmonitor would run a program the repository names.
+CONFIG = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "color.ui=false", "-c", "core.quotepath=false")
+FALLBACK_IDENTITY = ("-c", "user.name=kcode", "-c", "user.email=kcode@localhost")
+
+Command = Literal["status", "diff", "log", "show", "blame", "add", "commit", "branch"]
+
+
+class GitArguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    command: Command = Field(description="What to do; branch without a name lists, with a name creates and switches to it.")
+    paths: list[str] = Field(
+        default_factory=list, description="Files or folders it is limited to; add and blame need them.", max_length=100
+    )
+    revision: str | None = Field(
+        default=None, description="Commit, branch or range for diff, log, show, blame.", max_length=200, pattern=r"^[^-\s][^\s]*$"
+    )
+    message: str | None = Field(default=None, description="Commit message (commit only).", min_length=1, max_length=10_000)
+    name: str | None = Field(default=None, description="New branch (branch only).", max_length=200, pattern=r"^[^-\s][^\s]*$")
+    staged: bool = Field(default=False, description="diff: what is staged; the default is what is not.")
+    max_count: int = Field(default=DEFAULT_COUNT, description="log: how many commits at most.", ge=1, le=200)
+
+
+class GitTool:
+    name: str = "git"
+    access: Access = "execute"
+    arguments: type[GitArguments] = GitArguments
+
+    def __init__(self, sandbox: Sandbox, outputs: Outputs) -> None:
+        self.sandbox = sandbox
+        self.outputs = outputs
+
+    def summary(self, arguments: GitArguments) -> str:
+        words = [arguments.command, arguments.revision or arguments.name or "", *arguments.paths[:3]]
+        return " ".join(["git", *(word for word in words if word)])
+
+    async def run(self, arguments: GitArguments, emit: Emit) -> Outcome:
+        return await settle(self.execute(arguments))
+
+    async def execute(self, arguments: GitArguments) -> Outcome:
+        command = command_line(arguments)
+        identity = () if arguments.command != "commit" or await self.has_identity() else FALLBACK_IDENTITY
+        result = await self.sandbox.exec(
+            ["git", "--no-pager", *CONFIG, *identity, *command], timeout_s=TIMEOUT_S, environment=ENVIRONMENT
+        )
+        output = plain(result.output.decode(errors="replace")).rstrip()
+        if result.timed_out:
+            raise Refusal(f"git {arguments.command} took longer than {TIMEOUT_S:.0f} s")
+        if result.exit_code != 0:
+            raise Refusal(output.removeprefix("fatal: ") or f"git {arguments.command} ended with exit code {result.exit_code}")
+        text = await self.outputs.bounded(output or silence(arguments), "git")
+        return Outcome(text, PlainDisplay(text))
+
+    async def has_identity(self) -> bool:
+        result = await self.sandbox.exec(["git", *CONFIG, "config", "user.email"], timeout_s=TIMEOUT_S, environment=ENVIRONMENT)
+        return result.exit_code == 0 and bool(result.output.strip())
+
+
+def command_line(arguments: GitArguments) -> list[str]:
+    """The subcommand and its options; paths always stand behind `--`."""
+    revision = [arguments.revision] if arguments.revision else []
+    paths = ["--", *arguments.paths] if arguments.paths else []
+    match arguments.command:
+        case "status":
+            return ["status", "--short", "--branch", *paths]
+        case "diff":
+            staged = ["--staged"] if arguments.staged else []
+            return ["diff", "--no-ext-diff", "--no-textconv", *staged, *revision, *paths]
+        case "log":
+            form = "--format=%h %ad %an%d %s"
+            return ["log", f"--max-count={arguments.max_count}", form, "--date=short", *revision, *paths]
+        case "show":
+            return ["show", "--no-ext-diff", "--no-textconv", *revision, *paths]
+        case "blame":
+            if len(arguments.paths) != 1:
+                raise Refusal("blame needs exactly one path")
+            return ["blame", "--date=short", *revision, *paths]
+        case "add":
+            if not arguments.paths:
+                raise Refusal('add needs paths; [] adds nothing, ["."] adds all changes')
+            return ["add", *paths]
+        case "commit":
+            if arguments.message is None:
+                raise Refusal("commit needs a message")
+            return ["commit", f"--message={arguments.message}", *paths]
+        case "branch":
+            return ["switch", "--create", arguments.name] if arguments.name else ["branch", "--all", "--verbose"]
+
+
+def silence(arguments: GitArguments) -> str:
+    """What an empty output means."""
+    match arguments.command:
+        case "diff":
+            return "No differences."
+        case "log":
+            return "No commits."
+        case "add":
+            return f"Added {', '.join(arguments.paths)}."
+        case _:
+            return f"git {arguments.command}: done."

@@ -1,0 +1,57 @@
+"""`rewrite_function`: replace one function, method or class by its name."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kcode.tools.edited import write_edit
+from kcode.tools.functions import rewritten
+from kcode.tools.refusal import Refusal, settle
+from kcode.tools.symbols import symbols
+from kcode.tools.syntax import describe_faults, introduced_faults, language_of
+from kcode.tools.textfile import ReadFiles, open_text
+from kcode.tools.tool import Access, Emit, Outcome
+from kcode_sandbox.sandbox import Sandbox
+
+
+class RewriteFunctionArguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="The file the function is in.", min_length=1, max_length=4096)
+    name: str = Field(description='The function\'s name; a method as "Class.method".', min_length=1, max_length=300)
+    code: str = Field(description="The whole new definition, from its first line to its last.", min_length=1, max_length=200_000)
+
+
+class RewriteFunctionTool:
+    name: str = "rewrite_function"
+    access: Access = "write"
+    arguments: type[RewriteFunctionArguments] = RewriteFunctionArguments
+
+    def __init__(self, sandbox: Sandbox, files: ReadFiles) -> None:
+        self.sandbox = sandbox
+        self.files = files
+
+    def summary(self, arguments: RewriteFunctionArguments) -> str:
+        return f"rewrite {arguments.name} in {arguments.path}"
+
+    async def run(self, arguments: RewriteFunctionArguments, emit: Emit) -> Outcome:
+        return await settle(self.rewrite(arguments))
+
+    async def rewrite(self, arguments: RewriteFunctionArguments) -> Outcome:
+        file = await open_text(self.sandbox, arguments.path)
+        self.files.check(file.path, file.sha256, file.shown)
+        if language_of(file.shown) is None:
+            raise Refusal(f"kcode has no grammar for {file.shown}; edit it with str_replace")
+        new = rewritten(file.shown, file.content.text, arguments.name, arguments.code)
+        content = file.content.replaced(new.spans)
+        if content.text == file.content.text:
+            raise Refusal(f"the new {arguments.name} is the same as the old one; change what is wrong in it")
+        faults = introduced_faults(file.shown, file.content.text, content.text)
+        if faults:
+            raise Refusal(
+                f"nothing was changed, because with this code {file.shown} has syntax errors:\n{describe_faults(faults)}"
+            )
+        place = next((symbol for symbol in symbols(file.shown, content.text) if symbol.qualified == new.qualified), None)
+        first, last = (place.start_line, place.end_line) if place else (new.first_line, new.first_line)
+        headline = f"Rewrote {new.qualified} in {file.shown}, lines {first}-{last}." + "".join(f" {note}" for note in new.notes)
+        return await write_edit(self.sandbox, self.files, file, content, headline, (first, last))
