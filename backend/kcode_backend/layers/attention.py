@@ -1,0 +1,53 @@
+"""Grouped-query attention over a paged cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kcode_backend.config import ModelConfig
+from kcode_backend.kernels import ops
+from kcode_backend.kernels.packed import PackedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where the new tokens of one forward pass stand; all int32, see Batch."""
+
+    positions: Tensor
+    slots: Tensor
+    seq_starts: Tensor
+    block_tables: Tensor
+    context_lens: Tensor
+    rope_table: Tensor
+    """float32 [max positions, rotary dims]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """qkv: rows of q, k and v one after another; qkv_bias in the same order."""
+
+    config: ModelConfig
+    qkv: PackedWeight
+    qkv_bias: Tensor | None
+    output: PackedWeight
+
+    def forward(self, x: Tensor, step: Step, keys: Tensor, values: Tensor) -> Tensor:
+        """x: [tokens, hidden] -> [tokens, heads * head_dim] before the output projection; writes the layer's cache."""
+        config = self.config
+        tokens = x.shape[0]
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        projected = ops.linear(x, self.qkv, self.qkv_bias)
+        q = projected[:, :q_width].view(tokens, config.heads, config.head_dim)
+        k = projected[:, q_width : q_width + kv_width].view(tokens, config.kv_heads, config.head_dim)
+        v = projected[:, q_width + kv_width :].view(tokens, config.kv_heads, config.head_dim)
+        ops.rope_(q, k, step.positions, step.rope_table, config.rope_interleaved)
+        ops.store_kv(k, v, keys, values, step.slots)
+        scale = config.head_dim**-0.5
+        attended = ops.paged_attention(q, keys, values, step.block_tables, step.seq_starts, step.context_lens, scale)
+        return attended.view(tokens, q_width)
+
+    def project(self, attended: Tensor) -> Tensor:
+        """[tokens, heads * head_dim] -> [tokens, hidden]."""
+        return ops.linear(attended, self.output)

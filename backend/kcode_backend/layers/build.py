@@ -1,0 +1,53 @@
+"""Builds the dense decoder from a model file's tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kcode_backend.config import ModelConfig
+from kcode_backend.layers.attention import Attention
+from kcode_backend.layers.decoder import Block, Decoder
+from kcode_backend.layers.mlp import GatedMLP
+from kcode_backend.layers.rope import rope_table
+from kcode_backend.weights import names
+from kcode_backend.weights.reader import WeightReader
+
+
+def build_decoder(config: ModelConfig, weights: WeightReader, rope_factors: Tensor | None = None) -> Decoder:
+    """rope_factors: float32 [rotary dims / 2], what each frequency is divided by."""
+    embedding = weights.matrix(names.EMBEDDING, config.vocab, config.hidden)
+    blocks = tuple(_build_block(config, weights, layer) for layer in range(config.layers))
+    return Decoder(
+        config=config,
+        embedding=embedding,
+        blocks=blocks,
+        output_norm=weights.vector(names.OUTPUT_NORM, config.hidden),
+        head=embedding if config.tied_embeddings else weights.matrix(names.OUTPUT, config.vocab, config.hidden),
+        rope_table=rope_table(config.rope, config.context_length, rope_factors),
+    )
+
+
+def _build_block(config: ModelConfig, weights: WeightReader, layer: int) -> Block:
+    def name(part: str) -> str:
+        return names.block(layer, part)
+
+    q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    qkv = [("attn_q", q_width), ("attn_k", kv_width), ("attn_v", kv_width)]
+    bias: Tensor | None = None
+    if config.qkv_bias:
+        bias = torch.cat([weights.vector(name(f"{part}.bias"), width) for part, width in qkv])
+    attention = Attention(
+        config=config,
+        qkv=weights.stacked([(name(f"{part}.weight"), width) for part, width in qkv], config.hidden),
+        qkv_bias=bias,
+        output=weights.matrix(name("attn_output.weight"), config.hidden, q_width),
+    )
+    gate_up = [(name("ffn_gate.weight"), config.mlp), (name("ffn_up.weight"), config.mlp)]
+    mlp = GatedMLP(weights.stacked(gate_up, config.hidden), weights.matrix(name("ffn_down.weight"), config.hidden, config.mlp))
+    return Block(
+        attention_norm=weights.vector(name("attn_norm.weight"), config.hidden),
+        attention=attention,
+        mlp_norm=weights.vector(name("ffn_norm.weight"), config.hidden),
+        mlp=mlp,
+    )

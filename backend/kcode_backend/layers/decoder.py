@@ -1,0 +1,78 @@
+"""A stack of attention and gated MLP between an embedding and a head: what llama, qwen2 and their kin have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kcode_backend.config import ModelConfig
+from kcode_backend.kernels import ops
+from kcode_backend.kernels.packed import PackedWeight
+from kcode_backend.kv.cache import KVCache
+from kcode_backend.layers.attention import Attention, Step
+from kcode_backend.layers.mlp import GatedMLP
+from kcode_backend.models.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One layer: x += attention(norm(x)); x += mlp(norm(x))."""
+
+    attention_norm: Tensor
+    attention: Attention
+    mlp_norm: Tensor
+    mlp: GatedMLP
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The network of a dense decoder-only model."""
+
+    config: ModelConfig
+    embedding: PackedWeight
+    blocks: tuple[Block, ...]
+    output_norm: Tensor
+    head: PackedWeight
+    rope_table: Tensor
+    """float32 [context_length, rotary dims]"""
+
+    def forward(self, batch: Batch, kv: KVCache) -> Tensor:
+        """See Network.forward."""
+        eps = self.config.norm_eps
+        step = self._step(batch)
+        residual = ops.embedding(batch.token_ids.int(), self.embedding)
+        # What a layer adds is kept apart until the next norm, which adds and normalises in one pass.
+        added: Tensor | None = None
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            x = _norm(added, residual, block.attention_norm, eps)
+            attended = block.attention.forward(x, step, kv.keys[layer], kv.values[layer])
+            if layer == last:
+                # Nothing after the last attention is needed for tokens whose logits nobody reads.
+                if batch.logit_rows.numel() == 0:
+                    break
+                attended, residual = attended[batch.logit_rows], residual[batch.logit_rows]
+            x = _norm(block.attention.project(attended), residual, block.mlp_norm, eps)
+            added = block.mlp.forward(x)
+        if added is None or batch.logit_rows.numel() == 0:
+            return torch.empty(0, self.config.vocab)
+        return ops.linear(_norm(added, residual, self.output_norm, eps), self.head)
+
+    def _step(self, batch: Batch) -> Step:
+        return Step(
+            positions=batch.positions.int(),
+            slots=batch.slots.int(),
+            seq_starts=batch.seq_starts,
+            block_tables=batch.block_tables,
+            context_lens=batch.context_lens,
+            rope_table=self.rope_table,
+        )
+
+
+def _norm(added: Tensor | None, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """residual += added in place; the norm of the sum."""
+    if added is None:
+        return ops.rms_norm(residual, weight, eps)
+    return ops.add_rms_norm(added, residual, weight, eps)

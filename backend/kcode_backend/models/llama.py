@@ -1,0 +1,14 @@
+"""Llama 3 and SmolLM: no biases; q and k stored for rotation of neighbouring pairs; Llama 3.1 scales frequencies by a table."""
+
+from __future__ import annotations
+
+from kcode_backend.config import ModelConfig
+from kcode_backend.layers.build import build_decoder
+from kcode_backend.layers.decoder import Decoder
+from kcode_backend.weights import names
+from kcode_backend.weights.reader import WeightReader
+
+
+def build(config: ModelConfig, weights: WeightReader) -> Decoder:
+    factors = weights.vector(names.ROPE_FACTORS, config.rope.dims // 2) if weights.has(names.ROPE_FACTORS) else None
+    return build_decoder(config, weights, factors)

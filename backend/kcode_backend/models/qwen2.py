@@ -1,0 +1,12 @@
+"""Qwen2 and Qwen2.5: biases on q, k and v; rotation of halves; embeddings tied in the small sizes."""
+
+from __future__ import annotations
+
+from kcode_backend.config import ModelConfig
+from kcode_backend.layers.build import build_decoder
+from kcode_backend.layers.decoder import Decoder
+from kcode_backend.weights.reader import WeightReader
+
+
+def build(config: ModelConfig, weights: WeightReader) -> Decoder:
+    return build_decoder(config, weights)
