@@ -1,0 +1,117 @@
+"""The command line, with a stand-in for kcode."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kcode_bench.bug_set import load, read_manifest
+
+FAKE = Path(__file__).with_name("fake_kcode.py")
+FIRST, SECOND = "057-monotonic", "026-remove_duplicates"
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    """A stand-in that fixes FIRST and leaves every other bug as it is."""
+    folder = tmp_path / "plan"
+    folder.mkdir()
+    bug = load(next(entry for entry in read_manifest() if entry.id == FIRST))
+    (folder / "monotonic.py").write_text(bug.problem.source)
+    return folder
+
+
+def small_bugs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kcode_bench.small_bugs", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def run(plan: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    kcode = shlex.join([sys.executable, str(FAKE), str(plan)])
+    return small_bugs("--kcode", kcode, "--out", out, "--ids", f"{FIRST},{SECOND}", *arguments)
+
+
+def calls(plan: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (plan / "calls").read_text().splitlines()]
+
+
+def lines(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+
+
+def test_a_run_counts_what_the_original_tests_say(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(plan, out, "--model", "fake", "--time-limit", "30")
+    assert done.returncode == 0, done.stderr
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert (total["resolved"], total["total"], total["mean_attempts"], total["model"]) == (1, 2, 2.0, "fake")
+    assert {"median_s", "commit"} <= set(total)
+    assert "[2/2]" in done.stderr
+    first, second = lines(out)
+    assert (first["id"], first["resolved"], first["attempts"], first["prompt_tokens"]) == (FIRST, True, 2, 900)
+    assert (second["id"], second["resolved"], second["outcome"]) == (SECOND, False, "done")
+    arguments = calls(plan)[0]
+    assert arguments[:2] == ["-p", "test_monotonic.py fails; fix the bug in this repository"]
+    assert arguments[arguments.index("--output-dir") + 1] == str(out / FIRST / "session")
+    assert arguments[arguments.index("--time-limit") + 1] == "30"
+    assert (out / FIRST / "repository" / "monotonic.py").read_text() == (plan / "monotonic.py").read_text()
+    report = small_bugs("--report", out)
+    assert json.loads(report.stdout) == total
+    assert SECOND in report.stderr
+
+
+def test_a_second_run_keeps_finished_bugs_and_tries_errors_again(plan: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (plan / "remove_duplicates.exit").write_text("2")
+    done = run(plan, out)
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert (total["resolved"], total["total"], total["errors"]) == (1, 1, 1)
+    with (out / "results.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    (plan / "remove_duplicates.exit").unlink()
+    done = run(plan, out)
+    total = json.loads(done.stdout.splitlines()[-1])
+    assert (total["resolved"], total["total"], total["errors"]) == (1, 2, 0)
+    assert [Path(call[call.index("--cd") + 1]).name for call in calls(plan)] == [
+        "monotonic",
+        "remove_duplicates",
+        "remove_duplicates",
+    ]
+    assert [(line["id"], line["outcome"]) for line in lines(out)] == [(FIRST, "done"), (SECOND, "error"), (SECOND, "done")]
+
+
+def test_kcode_that_cannot_start_ends_the_run_with_its_reason(plan: Path, tmp_path: Path) -> None:
+    (plan / "monotonic.exit").write_text("1")
+    done = run(plan, tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == ["error: kcode could not start: the engine said no to monotonic"]
+
+
+def test_results_of_another_model_are_not_mixed_in(plan: Path, tmp_path: Path) -> None:
+    run(plan, tmp_path / "out", "--model", "fake", "--limit", "1")
+    done = run(plan, tmp_path / "out", "--model", "other")
+    assert done.returncode == 1
+    assert "holds results of fake, not of other" in done.stderr
+
+
+def test_show_prints_the_fix_only_when_asked() -> None:
+    bug = load(next(entry for entry in read_manifest() if entry.id == FIRST))
+    fixed = next(line for line in bug.problem.source.splitlines() if line not in bug.source.splitlines())
+    plain = small_bugs("--show", FIRST)
+    assert plain.returncode == 0
+    assert "FAILED (failures=5)" in plain.stdout
+    assert fixed not in plain.stdout
+    assert f"+{fixed}" in small_bugs("--show", FIRST, "--gold").stdout
+
+
+def test_an_unknown_id_is_named() -> None:
+    done = small_bugs("--show", "057-monotonous")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: no bug '057-monotonous' in small_bugs.json; did you mean 057-monotonic?\n",
+    )
