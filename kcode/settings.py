@@ -60,8 +60,8 @@ class Settings:
         return os.environ.get(self.api_key_env, "")
 
 
-# Read elsewhere: where kcode lives and the server's key.
-_OTHER_VARIABLES = frozenset({"KCODE_HOME", "KCODE_API_KEY"})
+# Read elsewhere: where kcode lives, the server's key, and what the engine's own process reads.
+_OTHER_VARIABLES = ("KCODE_HOME", "KCODE_API_KEY", "KCODE_CPU_", "KCODE_ENGINE_")
 _SIGNED = frozenset({"temperature", "top_p", "top_k", "seed"})
 
 
@@ -120,7 +120,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     """The settings of KCODE_* variables; an empty variable is no setting."""
     found: dict[str, Value] = {}
     for variable, value in environment.items():
-        if variable.startswith("KCODE_") and variable not in _OTHER_VARIABLES and value:
+        if variable.startswith("KCODE_") and not variable.startswith(_OTHER_VARIABLES) and value:
             name = variable.removeprefix("KCODE_").lower()
             found[name] = _check(_known(name, variable), value, variable)
     return found

@@ -1,0 +1,276 @@
+"""Our own engine: a process of its own, found or started on demand and shared by all kcodes of a user over a Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from kcode.errors import EngineDied, ModelError, StartError
+from kcode.messages import Message
+from kcode.model import ModelEvent, ModelRequest, ToolSpec
+from kcode.models import sse
+from kcode.models.openai_wire import Answer, WireError, encode_messages, encode_request, encode_tools, error_text_of
+from kcode.paths import make_private
+
+SOCKET_WAIT_S = 60.0
+HEALTH_TIMEOUT_S = 10.0
+POLL_S = 0.05
+MAX_LOG_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What decides which engine process serves: equal options, one process. Zero leaves the engine's own choice."""
+
+    model: Path
+    context: int = 0
+    threads: int = 0
+    idle_s: float = 900.0
+
+    @property
+    def name(self) -> str:
+        return self.model.stem
+
+    def arguments(self, socket: Path) -> list[str]:
+        arguments = ["--model", str(self.model), "--socket", str(socket), "--name", self.name]
+        arguments += ["--idle-timeout", f"{self.idle_s:g}"]
+        if self.context:
+            arguments += ["--context", str(self.context)]
+        if self.threads:
+            arguments += ["--threads", str(self.threads)]
+        return arguments
+
+    @property
+    def key(self) -> str:
+        """A short name for these options; a changed model file is another engine."""
+        found = self.model.stat()
+        identity = [str(self.model.resolve()), found.st_size, found.st_mtime_ns, self.context, self.threads]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+class _Health(BaseModel):
+    status: str
+
+
+class _Facts(BaseModel):
+    context_limit: int | None = None
+    fingerprint: str | None = None
+    family: str = ""
+
+
+class _Served(BaseModel):
+    id: str
+    kcode: _Facts = _Facts()
+
+
+class _ServedModels(BaseModel):
+    data: list[_Served]
+
+
+class _Count(BaseModel):
+    count: int
+
+
+class LocalModel:
+    """The engine for `options`. `runtime` holds the sockets, `logs` what the engine says.
+
+    The process outlives this object and ends by itself when nobody has asked for `idle_s`.
+    """
+
+    def __init__(self, options: EngineOptions, runtime: Path, logs: Path, python: str = sys.executable) -> None:
+        try:
+            key = options.key
+        except OSError as error:
+            raise StartError(f"cannot read the model {options.model}: {error.strerror}") from error
+        self._options = options
+        self._runtime = runtime
+        self._socket = runtime / f"{key}.sock"
+        self._log = logs / f"engine-{key}.log"
+        self._python = python
+        self._process: subprocess.Popen[bytes] | None = None
+        self._facts: _Facts | None = None
+        transport = httpx.AsyncHTTPTransport(uds=str(self._socket))
+        # No timeout on reading: the engine answers /health at once, and prefilling may rightly take minutes.
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=10.0))
+
+    @property
+    def name(self) -> str:
+        return self._options.name
+
+    @property
+    def context_limit(self) -> int | None:
+        return self._facts.context_limit if self._facts is not None else None
+
+    @property
+    def socket(self) -> Path:
+        return self._socket
+
+    async def start(self) -> None:
+        if self._facts is not None and await self._health() == "ok":
+            return
+        self._facts = None
+        if await self._health() is None:
+            await self._launch()
+        while (status := await self._health()) != "ok":
+            if status is None:
+                raise StartError(self._why_it_ended())
+            await asyncio.sleep(POLL_S)
+        self._facts = await self._served()
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
+        await self.start()
+        body = encode_request(request, self.name, native=True)
+        answer = Answer(sum(len(message.calls) for message in request.messages))
+        try:
+            async with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
+                if response.status_code != 200:
+                    said = error_text_of(await response.aread())
+                    raise ModelError(f"the engine refused the request: HTTP {response.status_code}: {said}")
+                async with aclosing(sse.events(response, None, answer)) as events:
+                    async for event in events:
+                        yield event
+        except (httpx.TransportError, TimeoutError) as error:
+            raise await self._died() from error
+        except WireError as error:
+            if await self._health() is None:
+                raise await self._died() from error
+            raise ModelError(f"the engine: {error}; its log is {self._log}") from error
+
+    async def count_tokens(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...] = ()) -> int | None:
+        await self.start()
+        body = {"messages": encode_messages(messages, native=True), "tools": encode_tools(tools)}
+        try:
+            response = await self._client.post("/v1/kcode/tokenize", json=body)
+        except httpx.TransportError as error:
+            raise await self._died() from error
+        if response.status_code != 200:
+            return None
+        return _Count.model_validate_json(response.content).count
+
+    async def close(self) -> None:
+        """Let go of the engine; it goes on for others and for the next session."""
+        await self._client.aclose()
+
+    async def _health(self) -> str | None:
+        """ "ok", "loading", or None when nobody answers at the socket."""
+        if not self._socket.exists():
+            return None
+        try:
+            response = await self._client.get("/health", timeout=HEALTH_TIMEOUT_S)
+            return _Health.model_validate_json(response.content).status
+        except (httpx.TransportError, ValidationError):
+            return None
+
+    async def _served(self) -> _Facts:
+        try:
+            response = await self._client.get("/v1/models")
+            served = _ServedModels.model_validate_json(response.content).data
+        except (httpx.TransportError, ValidationError) as error:
+            raise StartError(f"the engine at {self._socket} does not say what it serves; its log is {self._log}") from error
+        return served[0].kcode if served else _Facts()
+
+    async def _launch(self) -> None:
+        """Start the engine unless another kcode just did, and wait until its socket answers."""
+        try:
+            make_private(self._runtime)
+            self._log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._socket.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StartError(f"cannot use {self._runtime} for the engine's socket: {error}") from error
+        try:
+            await _lock(lock)
+            if await self._health() is not None:
+                return
+            self._spawn()
+            deadline = time.monotonic() + SOCKET_WAIT_S
+            while await self._health() is None:
+                if self._ended() is not None:
+                    raise StartError(self._why_it_ended())
+                if time.monotonic() > deadline:
+                    raise StartError(f"the engine did not open {self._socket} within {SOCKET_WAIT_S:g} s; its log is {self._log}")
+                await asyncio.sleep(POLL_S)
+        finally:
+            os.close(lock)
+
+    def _spawn(self) -> None:
+        """Start the process in a session of its own, so that Ctrl+C on the terminal is not its business."""
+        if self._log.exists() and self._log.stat().st_size > MAX_LOG_BYTES:
+            self._log.replace(self._log.with_suffix(".old.log"))
+        with contextlib.suppress(FileNotFoundError):
+            self._socket.unlink()
+        command = [self._python, "-m", "kcode_backend.server", *self._options.arguments(self._socket)]
+        with self._log.open("ab") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+            log.flush()
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
+            )
+
+    def _ended(self) -> int | None:
+        """The exit code of the engine we started, when it has ended."""
+        return self._process.poll() if self._process is not None else None
+
+    def _why_it_ended(self) -> str:
+        """One line on an engine that ended before it was ready."""
+        code = self._ended()
+        said = self._last_words()
+        if "No module named" in said:
+            return f"the engine cannot start: {said}; install it with: pip install 'kcode-agent[local]'"
+        if said and code == 1:
+            return said
+        return f"the engine ended while it was starting ({_exit_text(code)}); its log is {self._log}"
+
+    def _last_words(self) -> str:
+        """The last line the engine wrote, or ""."""
+        try:
+            lines = self._log.read_bytes()[-20_000:].decode("utf-8", "replace").splitlines()
+        except OSError:
+            return ""
+        lines = [line.strip() for line in lines if line.strip()]
+        return "" if not lines or lines[-1].startswith("--- ") else lines[-1]
+
+    async def _died(self) -> EngineDied:
+        """The error for an engine that broke off. The next request starts another."""
+        self._facts = None
+        for _ in range(20):
+            if self._process is None or self._ended() is not None:
+                break
+            await asyncio.sleep(POLL_S)
+        return EngineDied(
+            f"the engine ended while it was answering ({_exit_text(self._ended())}); "
+            f"send the message again and it is started anew (its log: {self._log})"
+        )
+
+
+def _exit_text(code: int | None) -> str:
+    if code is None:
+        return "exit code unknown"
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}" + (", perhaps for memory" if code == -signal.SIGKILL else "")
+    return f"exit code {code}"
+
+
+async def _lock(descriptor: int) -> None:
+    """Take an exclusive lock without blocking the event loop."""
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            await asyncio.sleep(POLL_S)
+        else:
+            return
