@@ -1,0 +1,112 @@
+"""What the slash commands do."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from textual.screen import Screen
+
+from kcode.errors import KcodeError
+from kcode.tui.blocks import Listing, Remark
+from kcode.tui.commands import COMMANDS, KEYS, Command
+from kcode.tui.conversation import Conversation
+from kcode.tui.diff import draw_patch
+from kcode.tui.port import ModelStore, Sessions
+from kcode.tui.screens.models import ModelsScreen
+from kcode.tui.screens.pager import PagerScreen
+from kcode.tui.screens.picker import Choice, PickerScreen
+from kcode.tui.widgets.transcript import Transcript
+
+Reopen = Callable[[str | None, str | None], Awaitable[None]]
+
+
+class Actions:
+    """Runs commands for one screen. `reopen(resume_id, model)` replaces the session and shows what was said in it."""
+
+    def __init__(
+        self,
+        screen: Screen[None],
+        transcript: Transcript,
+        conversation: Conversation,
+        sessions: Sessions,
+        store: ModelStore | None,
+        reopen: Reopen,
+    ) -> None:
+        self._screen = screen
+        self._transcript = transcript
+        self._conversation = conversation
+        self._sessions = sessions
+        self._store = store
+        self._reopen = reopen
+
+    async def run(self, command: Command) -> None:
+        """Errors of kcode are shown, the conversation stays as it is."""
+        deeds: dict[str, Callable[[], Awaitable[None]]] = {
+            "help": self._help,
+            "model": self.choose_model,
+            "new": self._new,
+            "resume": self._resume,
+            "diff": self._diff,
+            "undo": self._undo,
+            "quit": self._quit,
+        }
+        try:
+            await deeds[command.name]()
+        except KcodeError as error:
+            self.tell("✗", str(error), "bad")
+
+    def tell(self, sign: str, text: str, tone: str = "dim") -> None:
+        self._transcript.add(Remark(sign, text, tone))
+
+    async def choose_model(self) -> None:
+        """Pick or fetch a model and go on with it, keeping the conversation."""
+        if self._store is None:
+            self.tell("i", "the model is chosen by the server (--base-url); start kcode with -m to name another")
+            return
+        name = await self._screen.app.push_screen_wait(ModelsScreen(self._store, first_run=self._conversation.session is None))
+        if name is not None and self._may_leave_turn():
+            session = self._conversation.session
+            had = session is not None and len(session.messages) > 1
+            await self._reopen(session.id if session is not None and had else None, name)
+
+    async def _help(self) -> None:
+        commands = [(f"/{command.name}", command.summary) for command in COMMANDS]
+        self._transcript.add(Listing([*commands, ("", ""), *KEYS]))
+
+    async def _new(self) -> None:
+        if self._may_leave_turn():
+            await self._reopen(None, None)
+
+    async def _resume(self) -> None:
+        past = await self._sessions.past()
+        if not past:
+            self.tell("i", "no earlier conversation in this folder")
+            return
+        choices = [Choice(session.id, session.title or "(nothing said)", f"{session.when} · {session.id}") for session in past]
+        chosen = await self._screen.app.push_screen_wait(PickerScreen("Go on with a conversation", choices))
+        if chosen is not None and self._may_leave_turn():
+            await self._reopen(chosen, None)
+
+    async def _diff(self) -> None:
+        if self._conversation.session is None:
+            self.tell("i", "no conversation is open")
+            return
+        patch = await self._conversation.session.diff()
+        if not patch.strip():
+            self.tell("i", "nothing was changed in this conversation")
+            return
+        await self._screen.app.push_screen_wait(
+            PagerScreen("Changed in this conversation", lambda width, look: draw_patch(patch, width, look))
+        )
+
+    async def _undo(self) -> None:
+        if self._conversation.session is not None and self._may_leave_turn():
+            self.tell("↶", await self._conversation.session.undo(), "accent")
+
+    async def _quit(self) -> None:
+        self._screen.app.exit()
+
+    def _may_leave_turn(self) -> bool:
+        if self._conversation.is_working:
+            self.tell("!", "kcode is working; interrupt it with Esc first", "warning")
+        return not self._conversation.is_working

@@ -1,0 +1,54 @@
+"""The commands that begin with a slash."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`name` without the slash; the chat screen has a method `do_NAME`."""
+
+    name: str
+    summary: str
+
+
+COMMANDS = (
+    Command("help", "keys and commands"),
+    Command("model", "choose or fetch a model"),
+    Command("new", "start a new conversation"),
+    Command("resume", "go on with an earlier conversation"),
+    Command("diff", "what changed in this conversation"),
+    Command("undo", "take back the last turn's changes"),
+    Command("quit", "leave"),
+)
+KEYS = (
+    ("Enter", "send; while kcode works the message waits its turn"),
+    ("Shift+Enter, Ctrl+J", "new line"),
+    ("Up, Down", "earlier messages"),
+    ("Esc", "interrupt"),
+    ("Ctrl+C", "interrupt; twice to leave"),
+    ("Ctrl+D", "leave, when nothing is typed"),
+    ("Ctrl+O", "unfold or fold all results"),
+    ("Tab", "walk the transcript: Up, Down, Enter unfolds, Esc returns"),
+    ("PgUp, PgDn", "scroll"),
+)
+
+
+def matching(typed: str) -> list[Command]:
+    """The commands that `typed` may become; none once it is no single word beginning with a slash."""
+    if not typed.startswith("/") or any(character.isspace() for character in typed):
+        return []
+    return [command for command in COMMANDS if command.name.startswith(typed[1:].lower())]
+
+
+def parsed(text: str) -> Command | None:
+    """The command that a sent text is, or None. A slash followed by another (a path) is no command."""
+    word = text.split(maxsplit=1)[0] if text.split() else ""
+    return next((command for command in COMMANDS if f"/{command.name}" == word.lower()), None)
+
+
+def looks_like_command(text: str) -> bool:
+    """ "/hepl" does, "/usr/bin/env fails" does not."""
+    word = text.split(maxsplit=1)[0] if text.split() else ""
+    return word.startswith("/") and word[1:].isalpha() and text.strip() == word

@@ -1,0 +1,118 @@
+"""The transcript as one tall page of lines: which block stands where, and what each line looks like.
+
+Drawing is lazy and kept: a block is drawn again only when its revision, the width or the look changed. After a change of width
+only the asked-for part is drawn at once; the rest is settled in slices by `settle`.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+from textual.strip import Strip
+
+from kcode.tui.blocks import Block
+from kcode.tui.theme import Look
+
+
+@dataclass(slots=True)
+class _Row:
+    block: Block
+    top: int = 0
+    lines: list[Strip] = field(default_factory=list[Strip])
+    key: tuple[int, int, Look] | None = None
+
+
+class Page:
+    """Blocks in order, one blank line between two unless both are compact. `height` counts the lines of all."""
+
+    def __init__(self) -> None:
+        self.height = 0
+        self._rows: list[_Row] = []
+        self._tops: list[int] = []
+        self._unsettled: set[int] = set()
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [row.block for row in self._rows]
+
+    def add(self, block: Block) -> int:
+        self._rows.append(_Row(block, self.height))
+        self._tops.append(self.height)
+        self._unsettled.add(len(self._rows) - 1)
+        return len(self._rows) - 1
+
+    def clear(self) -> None:
+        self.__init__()
+
+    def touch(self, number: int) -> None:
+        """Say that a block may have changed."""
+        self._unsettled.add(number)
+
+    def touch_all(self) -> None:
+        self._unsettled = set(range(len(self._rows)))
+
+    def settle(self, width: int, look: Look, budget_s: float, visible: range | None = None) -> bool:
+        """Draw what changed, the blocks on `visible` lines and the newest first, for at most about `budget_s`.
+
+        True when all is drawn.
+        """
+        if not self._unsettled:
+            return True
+        deadline = time.perf_counter() + budget_s
+        first = self.block_at(visible.start) if visible is not None else None
+        last = self.block_at(visible.stop) if visible is not None else None
+        span = range(first or 0, (last if last is not None else -1) + 1)
+        lowest = len(self._rows)
+        for number in sorted(self._unsettled, key=lambda number: (number not in span, -number)):
+            if number not in span and time.perf_counter() > deadline:
+                break
+            self._unsettled.discard(number)
+            if self._draw(self._rows[number], width, look):
+                lowest = min(lowest, number)
+        if lowest < len(self._rows):
+            self._place(lowest)
+        return not self._unsettled
+
+    def line(self, y: int) -> Strip | None:
+        """The line at `y`, None for a blank one."""
+        number = self.block_at(y)
+        if number is None:
+            return None
+        row = self._rows[number]
+        at = y - row.top
+        return row.lines[at] if 0 <= at < len(row.lines) else None
+
+    def block_at(self, y: int) -> int | None:
+        """The number of the block whose lines, or the blank line below them, hold `y`; None outside."""
+        if not self._rows or y < 0:
+            return None
+        return max(0, bisect_right(self._tops, y) - 1)
+
+    def span(self, number: int) -> range:
+        """The lines of a block."""
+        row = self._rows[number]
+        return range(row.top, row.top + len(row.lines))
+
+    def _draw(self, row: _Row, width: int, look: Look) -> bool:
+        """True when the place of later blocks may have changed."""
+        key = (row.block.revision, width, look)
+        if row.key == key:
+            return False
+        before, was_new = len(row.lines), row.key is None
+        row.lines, row.key = row.block.draw(width, look), key
+        return was_new or before != len(row.lines)
+
+    def _place(self, lowest: int) -> None:
+        start = max(0, lowest - 1)
+        for number in range(start, len(self._rows)):
+            row = self._rows[number]
+            if number == 0:
+                row.top = 0
+                continue
+            above = self._rows[number - 1]
+            gap = 0 if (above.block.compact and row.block.compact) or not above.lines else 1
+            row.top = above.top + len(above.lines) + gap
+        self._tops = [row.top for row in self._rows]
+        self.height = self._rows[-1].top + len(self._rows[-1].lines) if self._rows else 0

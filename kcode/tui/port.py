@@ -1,0 +1,125 @@
+"""What the terminal interface needs from the rest of kcode; the command line gives it.
+
+The interface reads events and calls these; it knows neither the engine nor the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kcode.approval import Question, Reply
+from kcode.events import Event
+from kcode.messages import Message
+
+Ask = Callable[[Question], Awaitable[Reply]]
+
+
+class ChatSession(Protocol):
+    """One open conversation."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def model_name(self) -> str: ...
+
+    @property
+    def context_limit(self) -> int | None: ...
+
+    @property
+    def context_used(self) -> int:
+        """Tokens of the conversation as the model last counted them."""
+        ...
+
+    @property
+    def sandbox_description(self) -> str: ...
+
+    @property
+    def messages(self) -> Sequence[Message]:
+        """What was said so far, oldest first."""
+        ...
+
+    def submit(self, text: str) -> AsyncIterator[Event]:
+        """One turn. The last event is TurnFinished unless it raises KcodeError."""
+        ...
+
+    def interrupt(self) -> None:
+        """End the running turn soon; its TurnFinished says "interrupted". Without a turn it does nothing."""
+        ...
+
+    async def diff(self) -> str:
+        """What the session changed, as a unified diff; "" for nothing."""
+        ...
+
+    async def undo(self) -> str:
+        """Take back the last turn's changes; one line that says what was restored."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PastSession:
+    id: str
+    title: str
+    when: str
+
+
+class Sessions(Protocol):
+    """Opens conversations. May be slow: it starts the sandbox and the engine."""
+
+    async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
+        """A new session or the one named; `model` None takes the configured one. Raises KcodeError."""
+        ...
+
+    async def past(self) -> Sequence[PastSession]:
+        """Sessions of this folder, newest first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model that can be used or pulled. `source` says where it comes from, in words."""
+
+    name: str
+    summary: str
+    size_bytes: int
+    source: str
+    installed: bool
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PullProgress:
+    """`total_bytes` is 0 while unknown; `doing` is a short phrase such as "downloading"."""
+
+    done_bytes: int
+    total_bytes: int
+    doing: str
+
+
+class PullCancelled(Exception):
+    """Raised out of `on_progress` to stop a pull; what was fetched stays for the next try."""
+
+
+class ModelStore(Protocol):
+    """The models of this machine. The calls block; the interface makes them in a thread."""
+
+    def offers(self) -> Sequence[ModelOffer]: ...
+
+    def pull(self, name: str, on_progress: Callable[[PullProgress], None]) -> None:
+        """Fetch one model. Raises KcodeError; an exception out of `on_progress` stops it and travels."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the interface starts. `first_message` is sent as soon as the session is open."""
+
+    workspace: str
+    approval_mode: str = "ask"
+    resume_id: str | None = None
+    first_message: str = ""
+    needs_model: bool = False

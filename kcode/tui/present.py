@@ -1,0 +1,215 @@
+"""From events to the screen: which part of the transcript an event adds or changes, and what the activity line says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from kcode.events import (
+    CallFinished,
+    CallOutput,
+    CallPiece,
+    CallStarted,
+    Event,
+    Notice,
+    PlainDisplay,
+    Prefill,
+    StepFinished,
+    StepStarted,
+    TextPiece,
+    ThinkingPiece,
+    TurnFinished,
+    TurnStarted,
+)
+from kcode.messages import Message, Text, ToolCall, ToolResult
+from kcode.messages import Thinking as ThinkingPart
+from kcode.tui.blocks import Answer, Block, Remark, Said, Thinking
+from kcode.tui.call_block import Call
+from kcode.tui.figures import duration_text, quantity
+from kcode.tui.widgets.activity import Activity, Doing
+from kcode.tui.widgets.transcript import Transcript
+
+NOTICES = {"info": ("i", "dim"), "warning": ("!", "warning"), "error": ("✗", "bad")}
+ENDS = {
+    "finished": ("✓", "good", "done"),
+    "limit": ("!", "warning", "stopped at a limit"),
+    "loop": ("!", "warning", "stopped: it went in circles"),
+    "interrupted": ("◌", "warning", "interrupted"),
+    "error": ("✗", "bad", "failed"),
+}
+
+
+class Presenter:
+    """Keeps which block is still growing. Events come in the order of kcode.events."""
+
+    def __init__(self, transcript: Transcript, activity: Activity) -> None:
+        self._transcript = transcript
+        self._activity = activity
+        self._answer: Answer | None = None
+        self._thinking: Thinking | None = None
+        self._thinking_began = 0.0
+        self._writing: dict[int, Call] = {}
+        self._running: dict[str, Call] = {}
+
+    def say(self, text: str) -> None:
+        self._transcript.add(Said(text))
+
+    def show(self, event: Event) -> None:
+        match event:
+            case TurnStarted():
+                self._activity.start("Working")
+            case StepStarted():
+                self._drop_unstarted()
+                self._activity.show(Doing("Waiting for the model"))
+            case Prefill(done=done, total=total):
+                self._activity.show(Doing("Reading" if done < total else "Starting to answer", event if done < total else None))
+            case TextPiece(text=text):
+                self._grow_answer(text)
+            case ThinkingPiece(text=text):
+                self._grow_thinking(text)
+            case CallPiece(index=index, name=name, arguments=arguments):
+                self._write_call(index, name, arguments)
+            case StepFinished():
+                self._close_parts()
+                self._activity.show(Doing("Working"))
+            case CallStarted(call=call, summary=summary):
+                self._start_call(call, summary)
+            case CallOutput(call_id=call_id, text=text):
+                self._feed_call(call_id, text)
+            case CallFinished():
+                self._finish_call(event)
+            case Notice(level=level, text=text):
+                sign, tone = NOTICES[level]
+                self._transcript.add(Remark(sign, text, tone))
+            case TurnFinished():
+                self._end_turn(event)
+
+    def replay(self, messages: Sequence[Message]) -> None:
+        """Show a conversation that was had before; what is kept of a result is the text that the model read."""
+        blocks: list[Block] = []
+        calls: dict[str, Call] = {}
+        for message in messages:
+            if message.role == "system":
+                continue
+            for part in message.parts:
+                match part:
+                    case Text(text=text) if message.role == "user":
+                        blocks.append(Said(text))
+                    case Text(text=text) if text.strip():
+                        blocks.append(Answer(text))
+                    case ThinkingPart(text=text):
+                        thought = Thinking()
+                        thought.append(text)
+                        thought.finish(0)
+                        blocks.append(thought)
+                    case ToolCall(id=call_id, name=name, arguments=arguments):
+                        calls[call_id] = call = Call(name)
+                        call.write(name, arguments)
+                        blocks.append(call)
+                    case ToolResult(call_id=call_id, text=text, is_error=is_error) if call_id in calls:
+                        calls.pop(call_id).finish(PlainDisplay(text), is_error, 0)
+                    case _:
+                        pass
+        for call in calls.values():
+            call.stop()
+        self._transcript.add(*blocks)
+
+    def stop(self) -> None:
+        """The turn ended without its last event: nothing is growing any more."""
+        self._close_parts()
+        self._drop_unstarted()
+        for call in self._running.values():
+            call.stop()
+            self._transcript.changed(call)
+        self._running.clear()
+        self._activity.stop()
+
+    def _grow_answer(self, text: str) -> None:
+        if self._answer is None:
+            if not text.strip():
+                return
+            self._close_thinking()
+            self._answer = Answer()
+            self._transcript.add(self._answer)
+            self._activity.show(Doing("Answering"))
+        self._answer.append(text)
+        self._transcript.changed(self._answer)
+
+    def _grow_thinking(self, text: str) -> None:
+        if self._thinking is None:
+            if not text.strip():
+                return
+            self._answer = None
+            self._thinking, self._thinking_began = Thinking(), time.monotonic()
+            self._transcript.add(self._thinking)
+            self._activity.show(Doing("Thinking"))
+        self._thinking.append(text)
+        self._transcript.changed(self._thinking)
+
+    def _write_call(self, index: int, name: str, arguments: str) -> None:
+        call = self._writing.get(index)
+        if call is None:
+            self._close_parts()
+            call = self._writing[index] = Call(name)
+            self._transcript.add(call)
+            self._activity.show(Doing("Writing a call"))
+        call.write(name, arguments)
+        self._transcript.changed(call)
+
+    def _start_call(self, call: ToolCall, summary: str) -> None:
+        self._close_parts()
+        index = next((index for index, block in self._writing.items() if block.name in {call.name, ""}), None)
+        if index is None:
+            block = Call(call.name)
+            self._transcript.add(block)
+        else:
+            block = self._writing.pop(index)
+        block.start(summary)
+        self._running[call.id] = block
+        self._transcript.changed(block)
+        self._activity.show(Doing(f"Running {block.name}"))
+
+    def _feed_call(self, call_id: str, text: str) -> None:
+        block = self._running.get(call_id)
+        if block is not None:
+            block.output(text)
+            self._transcript.changed(block)
+
+    def _finish_call(self, event: CallFinished) -> None:
+        block = self._running.pop(event.call.id, None)
+        if block is None:
+            block = Call(event.call.name)
+            block.write(event.call.name, event.call.arguments)
+            self._transcript.add(block)
+        block.finish(event.display, event.result.is_error, event.duration_s)
+        self._transcript.changed(block)
+        self._activity.show(Doing("Working"))
+
+    def _end_turn(self, event: TurnFinished) -> None:
+        self.stop()
+        sign, tone, words = ENDS[event.status]
+        usage = event.usage
+        facts = [
+            words if event.status == "finished" or not event.reason else f"{words}: {event.reason}",
+            quantity(event.steps, "step"),
+            f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
+            f"{usage.completion_tokens:,} written",
+            duration_text(event.duration_s),
+        ]
+        self._transcript.add(Remark(sign, " · ".join(facts), tone))
+
+    def _close_thinking(self) -> None:
+        if self._thinking is not None:
+            self._thinking.finish(time.monotonic() - self._thinking_began)
+            self._transcript.changed(self._thinking)
+            self._thinking = None
+
+    def _close_parts(self) -> None:
+        self._close_thinking()
+        self._answer = None
+
+    def _drop_unstarted(self) -> None:
+        for call in self._writing.values():
+            call.stop()
+            self._transcript.changed(call)
+        self._writing.clear()

@@ -1,0 +1,55 @@
+"""What a call asks to do, drawn for the person who must allow it."""
+
+from __future__ import annotations
+
+import json
+
+from rich.text import Text
+from textual.strip import Strip
+
+from kcode.messages import ToolCall
+from kcode.tui.clean import clean
+from kcode.tui.diff import diff_lines, draw_diff
+from kcode.tui.draw import code, margin, strips
+from kcode.tui.theme import Look
+
+EDITS = (("old", "new"), ("old_str", "new_str"), ("old_string", "new_string"))
+WHOLE_TEXTS = ("content", "text", "file_text")
+COMMANDS = ("command", "argv", "args")
+
+
+def draw_call(call: ToolCall, width: int, look: Look) -> list[Strip]:
+    """A command as highlighted shell, an edit as a diff, anything else as its arguments, all of it and unshortened."""
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        return strips(Text(clean(call.arguments), look.text), width, look)
+    values = {str(key): value for key, value in arguments.items()}
+    path = str(values.get("path", ""))
+    for old, new in EDITS:
+        if isinstance(values.get(old), str) and isinstance(values.get(new), str):
+            return draw_diff(diff_lines(str(values[old]), str(values[new])), path, width, look) + _rest(
+                values, {old, new, "path"}, width, look
+            )
+    for name in WHOLE_TEXTS:
+        if isinstance(values.get(name), str) and path:
+            return draw_diff(diff_lines("", str(values[name])), path, width, look) + _rest(values, {name, "path"}, width, look)
+    for name in COMMANDS:
+        value = values.get(name)
+        if isinstance(value, str | list):
+            text = value if isinstance(value, str) else " ".join(str(part) for part in value)
+            shown = code(clean(text), "bash", look)
+            shown.style = ""
+            return margin(strips(shown, max(1, width - 2), look), "$ ", "  ", look.accent) + _rest(values, {name}, width, look)
+    return _rest(values, set(), width, look)
+
+
+def _rest(values: dict[str, object], shown: set[str], width: int, look: Look) -> list[Strip]:
+    lines: list[Strip] = []
+    for key, value in values.items():
+        if key not in shown and value is not None:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            lines += strips(Text.assemble((f"{clean(key)}: ", look.dim), (clean(text), look.text)), width, look)
+    return lines

@@ -1,0 +1,112 @@
+"""The question before a call that changes something."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from kcode.approval import Question, Reply
+from kcode.tui.clean import clean, one_line
+from kcode.tui.preview import draw_call
+from kcode.tui.theme import look_of
+from kcode.tui.widgets.sheet import Sheet
+
+CHOICES = ("Allow once", "Allow {name} for this session", "Deny, and say why")
+
+
+class ApprovalScreen(ModalScreen[Reply]):
+    """Ends with a Reply. Escape denies; nothing but 1, Enter on the first choice, or 2 allows."""
+
+    DEFAULT_CSS = """
+    ApprovalScreen {
+        align: center bottom;
+        background: $background 40%;
+        & > Vertical {
+            height: auto;
+            max-height: 80%;
+            background: $surface;
+            border-top: solid $warning;
+            padding: 0 2 1 2;
+        }
+        & #approval-head { height: auto; margin-bottom: 1; }
+        & Sheet { height: auto; max-height: 24; background: $surface; }
+        & #approval-choices { height: auto; margin-top: 1; }
+        & Input { display: none; height: 1; border: none; padding: 0; margin-top: 1; background: $panel; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("1", "choose(0)", show=False),
+        Binding("2", "choose(1)", show=False),
+        Binding("3", "choose(2)", show=False),
+        Binding("up", "move(-1)", show=False),
+        Binding("down,tab", "move(1)", show=False),
+        Binding("enter", "choose_marked", show=False),
+        Binding("escape,ctrl+c", "deny", show=False, priority=True),
+        Binding("pageup", "page(-1)", show=False),
+        Binding("pagedown", "page(1)", show=False),
+    ]
+
+    def __init__(self, question: Question) -> None:
+        super().__init__()
+        self._question = question
+        self._marked = 0
+
+    def compose(self) -> ComposeResult:
+        with Vertical():
+            yield Static(id="approval-head")
+            yield Sheet(lambda width, look: draw_call(self._question.call, width, look))
+            yield Static(id="approval-choices")
+            yield Input(placeholder="What should it do instead? Enter denies", compact=True)
+
+    def on_mount(self) -> None:
+        look = look_of(self.app.theme_variables)
+        head = Text.assemble(("? Allow ", look.warning), (one_line(self._question.summary), look.bold))
+        head.append(f"\n  {clean(self._question.reason)}" if self._question.reason else "", look.dim)
+        self.query_one("#approval-head", Static).update(head)
+        self.query_one(Sheet).can_focus = False
+        self._mark(0)
+
+    def action_choose(self, number: int) -> None:
+        self._mark(number)
+        if number == 0:
+            self.dismiss(Reply("allow"))
+        elif number == 1:
+            self.dismiss(Reply("allow-always"))
+        else:
+            field = self.query_one(Input)
+            field.display = True
+            field.focus()
+
+    def action_choose_marked(self) -> None:
+        self.action_choose(self._marked)
+
+    def action_move(self, step: int) -> None:
+        self._mark((self._marked + step) % len(CHOICES))
+
+    def action_deny(self) -> None:
+        self.dismiss(Reply("deny"))
+
+    def action_page(self, step: int) -> None:
+        sheet = self.query_one(Sheet)
+        sheet.scroll_relative(y=step * max(1, sheet.size.height - 1), animate=False)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        self.dismiss(Reply("deny", event.value.strip()))
+
+    def _mark(self, number: int) -> None:
+        self._marked = number
+        look = look_of(self.app.theme_variables)
+        text = Text()
+        for at, choice in enumerate(CHOICES):
+            here = at == number
+            text.append("❯ " if here else "  ", look.accent)
+            text.append(f"{at + 1} {choice.format(name=self._question.call.name)}\n", look.bold if here else look.text)
+        text.append("  Esc denies", look.dim)
+        self.query_one("#approval-choices", Static).update(text)

@@ -1,0 +1,243 @@
+"""The main screen: the transcript, what is happening, the prompt, the status line.
+
+It joins a Conversation to the widgets: events go to the Presenter, keys to the Conversation, commands to Actions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.screen import Screen
+from textual.widgets import Static, TextArea
+
+from kcode.approval import Question, Reply
+from kcode.errors import KcodeError, ModelNotFound
+from kcode.events import Event, Prefill, StepFinished, TurnFinished
+from kcode.tui.actions import Actions
+from kcode.tui.commands import looks_like_command, matching, parsed
+from kcode.tui.conversation import Conversation
+from kcode.tui.history import History
+from kcode.tui.port import Launch, ModelStore, Sessions
+from kcode.tui.present import Presenter
+from kcode.tui.screens.approval import ApprovalScreen
+from kcode.tui.widgets.activity import Activity
+from kcode.tui.widgets.completions import Completions
+from kcode.tui.widgets.prompt import Prompt
+from kcode.tui.widgets.queued import Queued
+from kcode.tui.widgets.status import Facts, Status
+from kcode.tui.widgets.transcript import Transcript
+
+HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
+QUIT_WINDOW_S = 2.0
+
+
+class ChatScreen(Screen[None]):
+    DEFAULT_CSS = """
+    ChatScreen { background: $background; layout: vertical; }
+    #prompt-row { height: auto; background: $surface; padding: 0 1; }
+    #prompt-sign { width: 2; height: 1; color: $primary; text-style: bold; background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "interrupt", show=False),
+        Binding("ctrl+c", "stop_or_quit", show=False, priority=True),
+        Binding("ctrl+o", "fold_all", show=False, priority=True),
+        Binding("pageup", "page(-1)", show=False, priority=True),
+        Binding("pagedown", "page(1)", show=False, priority=True),
+    ]
+
+    def __init__(self, launch: Launch, sessions: Sessions, store: ModelStore | None, state_dir: Path | None) -> None:
+        super().__init__()
+        self._launch = launch
+        self._transcript = Transcript(id="transcript")
+        self._activity = Activity(id="activity")
+        self._queued = Queued(id="queued")
+        self._completions = Completions(id="completions")
+        self._status = Status(Facts(approval=launch.approval_mode), id="status")
+        history = History(state_dir / "history.jsonl" if state_dir is not None else None)
+        self._prompt = Prompt(history, placeholder="What should be done?", id="prompt")
+        self._presenter = Presenter(self._transcript, self._activity)
+        self._conversation = Conversation(
+            sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
+        )
+        self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen)
+        self._quit_armed_at = 0.0
+
+    def compose(self) -> ComposeResult:
+        yield self._transcript
+        yield self._queued
+        yield self._activity
+        yield self._completions
+        with Horizontal(id="prompt-row"):
+            yield Static("❯", id="prompt-sign")
+            yield self._prompt
+        yield self._status
+
+    def on_mount(self) -> None:
+        self._activity.tell(HINT)
+        self._prompt.focus()
+        self.call_after_refresh(self._begin)
+
+    async def on_unmount(self) -> None:
+        await self._conversation.close()
+
+    def on_prompt_sent(self, message: Prompt.Sent) -> None:
+        command = parsed(message.text)
+        if command is not None:
+            self.run_worker(self._actions.run(command))
+        elif looks_like_command(message.text):
+            self._actions.tell("!", f"{message.text} is no command; /help lists them", "warning")
+        else:
+            self._conversation.send(message.text)
+            if self._conversation.session is None and not self._conversation.is_opening:
+                self.run_worker(self._reopen(None, None))
+
+    def on_prompt_complete(self, message: Prompt.Complete) -> None:
+        if message.key in {"up", "down"}:
+            self._completions.move(1 if message.key == "down" else -1)
+            return
+        command = self._completions.chosen
+        if command is not None:
+            self._prompt.put("" if message.key == "enter" else f"/{command.name}")
+            if message.key == "enter":
+                self.run_worker(self._actions.run(command))
+
+    def on_prompt_ended(self) -> None:
+        self.app.exit()
+
+    def on_prompt_recalled(self) -> None:
+        """Up on an empty prompt while messages wait: take them back to edit."""
+        self._prompt.put(self._conversation.take_back())
+
+    def on_text_area_changed(self, event: TextArea.Changed) -> None:
+        found = matching(self._prompt.text)
+        self._completions.offer(found)
+        self._prompt.completing = bool(found)
+
+    def on_transcript_left(self, message: Transcript.Left) -> None:
+        self._prompt.focus()
+        if message.character:
+            self._prompt.insert(message.character)
+
+    def action_interrupt(self) -> None:
+        if self._prompt.completing:
+            self._prompt.put("")
+        elif self._conversation.is_working:
+            if self._conversation.queue:
+                self._prompt.put("\n".join(filter(None, [self._conversation.take_back(), self._prompt.text])))
+            self._conversation.interrupt()
+            self._activity.tell("interrupting …")
+
+    def action_stop_or_quit(self) -> None:
+        """Copy a selection; else interrupt or clear the prompt; a second time within QUIT_WINDOW_S leave."""
+        selected = self.get_selected_text() or self._prompt.selected_text
+        if selected:
+            self.app.copy_to_clipboard(selected)
+            self.clear_selection()
+            return
+        now = time.monotonic()
+        if now - self._quit_armed_at < QUIT_WINDOW_S:
+            self.app.exit()
+            return
+        self._quit_armed_at = now
+        self.set_timer(QUIT_WINDOW_S, lambda: self._activity.tell(HINT if not self._conversation.is_working else ""))
+        if self._conversation.is_working:
+            self.action_interrupt()
+        else:
+            self._prompt.put("")
+        self._activity.tell("Ctrl+C again leaves")
+
+    def action_fold_all(self) -> None:
+        self._transcript.fold_all()
+
+    def action_page(self, step: int) -> None:
+        self._transcript.scroll_relative(y=step * max(1, self._transcript.size.height - 2), animate=False)
+
+    async def _begin(self) -> None:
+        if self._launch.first_message:
+            self._conversation.send(self._launch.first_message)
+        if self._launch.needs_model:
+            self.run_worker(self._actions.choose_model())
+        else:
+            self.run_worker(self._reopen(self._launch.resume_id, None))
+
+    async def _reopen(self, resume_id: str | None, model: str | None) -> None:
+        self._activity.tell("Opening …")
+        try:
+            await self._conversation.open(resume_id, model)
+        except ModelNotFound as error:
+            self._actions.tell("!", str(error), "warning")
+            self.run_worker(self._actions.choose_model())
+            return
+        except KcodeError as error:
+            self._actions.tell("✗", f"{error}", "bad")
+            return
+        finally:
+            self._activity.tell(HINT)
+        session = self._conversation.session
+        assert session is not None
+        if self._transcript.page.blocks:
+            self._transcript.clear()
+        self._presenter.replay(session.messages)
+        self._changed()
+        self._conversation.proceed()
+
+    async def _ask(self, question: Question) -> Reply:
+        """The person's answer. Cancelled with the turn, it takes its question away."""
+        answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        screen = ApprovalScreen(question)
+
+        def settle(reply: Reply | None) -> None:
+            if not answer.done():
+                answer.set_result(reply)
+
+        self.app.bell()
+        await self.app.push_screen(screen, settle)
+        try:
+            return await answer or Reply("deny")
+        finally:
+            if screen.is_current:
+                screen.dismiss(None)
+
+    def _show(self, event: Event) -> None:
+        self._presenter.show(event)
+        match event:
+            case Prefill(total=total):
+                self._tell_facts(used=total)
+            case StepFinished(tokens_per_s=rate):
+                self._tell_facts(rate=rate)
+            case TurnFinished(duration_s=duration_s):
+                self._tell_facts(elapsed_s=duration_s)
+            case _:
+                pass
+
+    def _changed(self) -> None:
+        """The session, the queue or whether a turn runs has changed."""
+        self._queued.tell(self._conversation.queue)
+        self._prompt.has_waiting = bool(self._conversation.queue)
+        if self._conversation.is_working:
+            self._activity.tell("")
+            self._activity.start("Working")
+        else:
+            self._presenter.stop()
+            self._activity.tell(HINT)
+        self._tell_facts()
+
+    def _tell_facts(self, used: int | None = None, rate: float | None = None, elapsed_s: float | None = None) -> None:
+        session, before = self._conversation.session, self._status.facts
+        self._status.tell(
+            Facts(
+                model=session.model_name if session else "",
+                context_used=used if used is not None else session.context_used if session else 0,
+                context_limit=session.context_limit if session else None,
+                tokens_per_s=before.tokens_per_s if rate is None else rate,
+                elapsed_s=before.elapsed_s if elapsed_s is None else elapsed_s,
+                sandbox=session.sandbox_description if session else "",
+                approval=self._launch.approval_mode,
+            )
+        )

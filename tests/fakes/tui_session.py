@@ -1,0 +1,169 @@
+"""A session that plays a script, a store of models that copies nothing, for tests and for looking at the interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+
+from kcode.approval import Question, Reply
+from kcode.errors import KcodeError
+from kcode.events import Event, TurnFinished, TurnStarted
+from kcode.messages import Message, user
+from kcode.model import Usage
+from kcode.tui.port import Ask, ModelOffer, PastSession, PullProgress
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait this long; an interrupt ends it."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Wait until interrupted or released."""
+
+
+@dataclass(frozen=True)
+class Fail:
+    error: KcodeError
+
+
+Step = Event | Pause | Hold | Fail | Question
+Script = Callable[[str], Sequence[Step]]
+
+
+@dataclass
+class ScriptedSession:
+    """Plays `script(text)` for every message. Replies to questions are kept in `replies`."""
+
+    script: Script
+    ask: Ask
+    id: str = "20260101-demo"
+    model_name: str = "qwen2.5-coder-1.5b"
+    context_limit: int | None = 32768
+    context_used: int = 0
+    sandbox_description: str = "bubblewrap · workspace-write · network off"
+    messages: list[Message] = field(default_factory=list)
+    patch: str = ""
+    replies: list[Reply] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    undone: int = 0
+    closed: bool = False
+    release: asyncio.Event = field(default_factory=asyncio.Event)
+    _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def submit(self, text: str) -> AsyncIterator[Event]:
+        self.said.append(text)
+        self.messages.append(user(text))
+        turn = len(self.said)
+        self._interrupted.clear()
+        yield TurnStarted(turn)
+        ended = False
+        for step in self.script(text):
+            if self._interrupted.is_set():
+                break
+            match step:
+                case Pause(seconds=seconds):
+                    await self._wait(self._interrupted.wait(), asyncio.sleep(seconds))
+                case Hold():
+                    await self._wait(self._interrupted.wait(), self.release.wait())
+                case Fail(error=error):
+                    raise error
+                case Question():
+                    self.replies.append(await self.ask(step))
+                case TurnFinished():
+                    ended = True
+                    yield step
+                case _:
+                    yield step
+            await asyncio.sleep(0)
+        if not ended:
+            status = "interrupted" if self._interrupted.is_set() else "finished"
+            reason = "by the user" if status == "interrupted" else ""
+            yield TurnFinished(turn, status, reason, "", Usage(4000, 3500, 120), 2, 3.2)
+
+    def interrupt(self) -> None:
+        self._interrupted.set()
+
+    async def diff(self) -> str:
+        return self.patch
+
+    async def undo(self) -> str:
+        self.undone += 1
+        return "restored 1 file: src/slug.py"
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _wait(self, *awaitables: Coroutine[object, object, object]) -> None:
+        tasks = [asyncio.ensure_future(item) for item in awaitables]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+@dataclass
+class ScriptedSessions:
+    """Opens ScriptedSessions and keeps them in `opened`."""
+
+    script: Script
+    problem: KcodeError | None = None
+    listed: Sequence[PastSession] = ()
+    history: Sequence[Message] = ()
+    patch: str = ""
+    delay_s: float = 0.0
+    opened: list[ScriptedSession] = field(default_factory=list)
+    asked: list[tuple[str | None, str | None]] = field(default_factory=list)
+
+    async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ScriptedSession:
+        self.asked.append((resume_id, model))
+        await asyncio.sleep(self.delay_s)
+        if self.problem is not None:
+            raise self.problem
+        session = ScriptedSession(self.script, ask, messages=list(self.history if resume_id else ()), patch=self.patch)
+        if model:
+            session.model_name = model
+        self.opened.append(session)
+        return session
+
+    async def past(self) -> Sequence[PastSession]:
+        return self.listed
+
+
+OFFERS = (
+    ModelOffer(
+        "qwen2.5-coder-1.5b",
+        "small and quick; fixes small bugs on two cores",
+        1_117_320_736,
+        "Hugging Face Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF",
+        False,
+        True,
+    ),
+    ModelOffer("qwen3-30b-a3b", "for 24 GB of memory and more", 18_556_689_568, "Hugging Face Qwen/Qwen3-30B-A3B", False, False),
+)
+
+
+@dataclass
+class ScriptedStore:
+    """Reports progress in `steps` pieces. `gate` is called before each, in the pulling thread."""
+
+    listed: Sequence[ModelOffer] = OFFERS
+    steps: int = 20
+    problem: KcodeError | None = None
+    gate: Callable[[int], None] = lambda step: None
+    pulled: list[str] = field(default_factory=list)
+
+    def offers(self) -> Sequence[ModelOffer]:
+        return self.listed
+
+    def pull(self, name: str, on_progress: Callable[[PullProgress], None]) -> None:
+        total = next(offer.size_bytes for offer in self.listed if offer.name == name)
+        for step in range(self.steps):
+            self.gate(step)
+            on_progress(PullProgress(total * step // self.steps, total, "downloading"))
+        if self.problem is not None:
+            raise self.problem
+        self.pulled.append(name)
