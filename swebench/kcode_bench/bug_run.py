@@ -27,14 +27,17 @@ START_EXIT_CODE = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
-    """How kcode is started. None leaves the choice to kcode; `time_limit_s` bounds one bug."""
+class Terms:
+    """What kcode is given for one bug, and what counts. None leaves the choice to kcode.
+
+    A fix found later than in attempt `max_attempts` does not count; how many are made is the profile's own choice.
+    """
 
     kcode: tuple[str, ...]
     model: str | None
     base_url: str | None
-    attempts: int | None
     seed: int | None
+    max_attempts: int
     time_limit_s: float
 
 
@@ -86,23 +89,22 @@ def task_text(bug: Bug) -> str:
     return f"test_{bug.problem.entry_point}.py fails; fix the bug in this repository"
 
 
-def command_line(attempt: Attempt, bug: Bug, repository: Path, session: Path) -> list[str]:
+def command_line(terms: Terms, bug: Bug, repository: Path, session: Path) -> list[str]:
     options = ["-p", task_text(bug), "--output-format", "json", "--cd", str(repository), "--output-dir", str(session)]
-    options += ["--time-limit", f"{attempt.time_limit_s:g}"]
-    chosen = {"--model": attempt.model, "--base-url": attempt.base_url, "--attempts": attempt.attempts, "--seed": attempt.seed}
-    return [
-        *attempt.kcode,
-        *options,
-        *(part for name, value in chosen.items() if value is not None for part in (name, str(value))),
-    ]
+    options += ["--time-limit", f"{terms.time_limit_s:g}"]
+    chosen = {"--model": terms.model, "--base-url": terms.base_url}
+    return [*terms.kcode, *options, *(part for name, value in chosen.items() if value is not None for part in (name, value))]
 
 
-def run_kcode(argv: list[str], folder: Path, time_limit_s: float) -> int | None:
+def run_kcode(terms: Terms, argv: list[str], folder: Path) -> int | None:
     """Exit code, or None when it had to be killed. stdout goes to kcode.json and stderr to kcode.log in `folder`."""
+    environment = os.environ | ({} if terms.seed is None else {"KCODE_SEED": str(terms.seed)})
     with (folder / "kcode.json").open("wb") as stdout, (folder / "kcode.log").open("wb") as stderr:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
+        process = subprocess.Popen(
+            argv, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
+        )
         try:
-            return process.wait(time_limit_s + GRACE_S)
+            return process.wait(terms.time_limit_s + GRACE_S)
         except subprocess.TimeoutExpired:
             return None
         finally:
@@ -147,7 +149,7 @@ def judge(bug: Bug, repository: Path) -> TestRun:
     return run_project(bug.problem, module.read_text(encoding="utf-8", errors="replace"), JUDGE_LIMIT_S)
 
 
-def solve(bug: Bug, attempt: Attempt, folder: Path, commit: str) -> Result:
+def solve(bug: Bug, terms: Terms, folder: Path, commit: str) -> Result:
     """Run one bug; what it leaves (repository, transcript, logs) is put into `folder`, replacing an earlier try.
 
     The repository lies under the system's temporary folder while kcode works, so that neither the results beside it nor a
@@ -159,7 +161,7 @@ def solve(bug: Bug, attempt: Attempt, folder: Path, commit: str) -> Result:
         repository = Path(place, bug.problem.entry_point)
         write_repository(repository, bug)
         started = time.monotonic()
-        exit_code = run_kcode(command_line(attempt, bug, repository, folder / "session"), folder, attempt.time_limit_s)
+        exit_code = run_kcode(terms, command_line(terms, bug, repository, folder / "session"), folder)
         seconds = time.monotonic() - started
         if exit_code == START_EXIT_CODE:
             raise StartError(f"kcode could not start: {last_line(folder / 'kcode.log') or f'see {folder}/kcode.log'}")
@@ -169,15 +171,16 @@ def solve(bug: Bug, attempt: Attempt, folder: Path, commit: str) -> Result:
     report = read_report(folder)
     scored = exit_code is None or (exit_code in SCORED_EXIT_CODES and report is not None)
     usage = report.usage if report else ReportedUsage.model_validate({})
+    attempts = report.attempts if report else 1
     return Result(
         id=bug.entry.id,
         split=bug.entry.split,
         kind=bug.entry.kind,
         outcome="done" if scored else "error",
-        resolved=scored and tests.ok,
+        resolved=scored and tests.ok and attempts <= terms.max_attempts,
         status="killed" if exit_code is None else report.status if report else "no report",
         exit_code=-1 if exit_code is None else exit_code,
-        attempts=report.attempts if report else 1,
+        attempts=attempts,
         seconds=round(seconds, 2),
         turns=report.turns if report else 0,
         prompt_tokens=usage.prompt,
@@ -185,7 +188,7 @@ def solve(bug: Bug, attempt: Attempt, folder: Path, commit: str) -> Result:
         completion_tokens=usage.completion,
         tests_failed=tests.failed,
         tests=tests.expected,
-        model=(report.model if report else None) or attempt.model or "default",
+        model=(report.model if report else None) or terms.model or "default",
         commit=commit,
         reason=(report.reason if report else None) or last_line(folder / "kcode.log"),
     )

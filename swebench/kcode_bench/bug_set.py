@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import tempfile
@@ -19,7 +20,7 @@ from typing import Literal
 
 from kcode.errors import StartError
 from kcode_bench.bug_tests import test_count, test_file
-from kcode_bench.mutations import Mutation, mutations
+from kcode_bench.mutations import Mutation, mutations, proposals
 from kcode_bench.problems import Problem, problems
 from kcode_bench.test_run import TestRun, run_tests
 
@@ -28,6 +29,7 @@ MANIFEST = Path(__file__).resolve().parents[2] / "tests" / "data" / "small_bugs.
 BUILD_SEED = 1
 BUG_COUNT = 104
 VERIFY_LIMIT_S = 3.0
+TRIES_PER_KIND = 3
 MAX_TRIES = 24
 
 
@@ -74,24 +76,13 @@ def write_project(folder: Path, problem: Problem, source: str) -> None:
 
 
 def write_repository(folder: Path, bug: Bug) -> None:
-    """What the model gets: a git repository whose single commit already has the bug."""
+    """What the model gets: a git repository whose single commit already has the bug, made without the user's git settings."""
     write_project(folder, bug.problem, bug.source)
-    identity = [
-        "-c",
-        "user.name=Developer",
-        "-c",
-        "user.email=developer@example.com",
-        "-c",
-        "commit.gpgsign=false",
-        "-c",
-        "core.hooksPath=/dev/null",
-    ]
-    for command in (
-        ["init", "-q", "-b", "main"],
-        ["add", "."],
-        [*identity, "commit", "-q", "-m", f"Add {bug.problem.entry_point}"],
-    ):
-        subprocess.run(["git", *command], cwd=folder, check=True, capture_output=True, timeout=30)
+    identity = ["-c", "user.name=Developer", "-c", "user.email=developer@example.com"]
+    environment = {**os.environ, "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    for arguments in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", f"Add {bug.problem.entry_point}"]):
+        command = ["git", *identity, *arguments]
+        subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=30)
 
 
 def run_project(problem: Problem, source: str, time_limit_s: float) -> TestRun:
@@ -104,20 +95,15 @@ def run_project(problem: Problem, source: str, time_limit_s: float) -> TestRun:
 
 def choose(problem: Problem, used: Counter[str]) -> Entry | None:
     """The first mistake that some tests see and others do not, of the rarest kind so far; None if there is none."""
-    proposals: dict[str, list[Mutation]] = {}
+    by_kind: dict[str, list[Mutation]] = {}
     for mutation in mutations(problem.source, problem.entry_point):
-        proposals.setdefault(mutation.kind, []).append(mutation)
-    for kind, found in proposals.items():
+        by_kind.setdefault(mutation.kind, []).append(mutation)
+    for kind, found in by_kind.items():
         random.Random(f"{BUILD_SEED}:{problem.task_id}:{kind}").shuffle(found)
-    order = sorted(proposals, key=lambda kind: (used[kind], digest(f"{BUILD_SEED}:{problem.task_id}:{kind}")))
-    depth = max((len(found) for found in proposals.values()), default=0)
-    ranked = [
-        proposals[kind][rank]
-        for first in (0, 3)
-        for kind in order
-        for rank in range(first, 3 if first == 0 else depth)
-        if rank < len(proposals[kind])
-    ]
+    order = sorted(by_kind, key=lambda kind: (used[kind], digest(f"{BUILD_SEED}:{problem.task_id}:{kind}")))
+    depth = max((len(found) for found in by_kind.values()), default=0)
+    ranks = (range(TRIES_PER_KIND), range(TRIES_PER_KIND, depth))
+    ranked = [by_kind[kind][rank] for part in ranks for kind in order for rank in part if rank < len(by_kind[kind])]
     for mutation in ranked[:MAX_TRIES]:
         source = mutation.apply(problem.source)
         run = run_project(problem, source, VERIFY_LIMIT_S)
@@ -165,7 +151,7 @@ def load(entry: Entry) -> Bug:
     """Make the bug again. Raises StartError when the installed problems no longer give the module that was verified."""
     problem = next((item for item in problems() if item.task_id == entry.id), None)
     if problem is not None:
-        for mutation in mutations(problem.source, problem.entry_point):
+        for mutation in proposals(problem.source, problem.entry_point):
             source = mutation.apply(problem.source)
             if mutation.kind == entry.kind and digest(source).startswith(entry.sha256):
                 return Bug(entry, problem, source)

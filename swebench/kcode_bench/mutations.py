@@ -328,18 +328,23 @@ def calls(function: Function) -> Iterator[Mutation]:
 OPERATORS = (comparisons, booleans, arithmetic, indexes, constants, missing_lines, moved_returns, jumps, names, swapped, calls)
 
 
-def mutations(source: str, name: str) -> list[Mutation]:
-    """Every proposal for the function `name` that is still Python and another program, in a fixed order, without repeats."""
+def proposals(source: str, name: str) -> Iterator[Mutation]:
+    """Every edit the operators can think of in the function `name`, in a fixed order; some repeat, some are no Python."""
     function = Function(source, name)
+    for operator in OPERATORS:
+        yield from operator(function)
+
+
+def mutations(source: str, name: str) -> list[Mutation]:
+    """The proposals that make another program, each text once."""
     unchanged = ast.dump(ast.parse(source))
     found: dict[str, Mutation] = {}
-    for operator in OPERATORS:
-        for mutation in operator(function):
-            text = mutation.apply(source)
-            try:
-                tree = ast.parse(text)
-            except SyntaxError:
-                continue
-            if ast.dump(tree) != unchanged:
-                found.setdefault(text, mutation)
+    for mutation in proposals(source, name):
+        text = mutation.apply(source)
+        try:
+            tree = ast.parse(text)
+        except SyntaxError:
+            continue
+        if ast.dump(tree) != unchanged:
+            found.setdefault(text, mutation)
     return list(found.values())

@@ -18,7 +18,7 @@ import click
 
 from kcode.errors import KcodeError, StartError
 from kcode_bench.bug_report import append_result, read_results, table, totals, totals_line
-from kcode_bench.bug_run import Attempt, Result, solve
+from kcode_bench.bug_run import Result, Terms, solve
 from kcode_bench.bug_set import MANIFEST, VERIFY_LIMIT_S, Bug, Entry, build, load, read_manifest, run_project, write_manifest
 from kcode_bench.bug_tests import test_file
 
@@ -62,14 +62,14 @@ def progress_line(number: int, count: int, result: Result, results: Sequence[Res
     )
 
 
-def run_all(entries: Sequence[Entry], attempt: Attempt, out: Path) -> list[Result]:
+def run_all(entries: Sequence[Entry], terms: Terms, out: Path) -> list[Result]:
     """Run what is not finished yet. Raises KcodeError when kcode does not start or fails several times in a row."""
     out.mkdir(parents=True, exist_ok=True)
     finished = {id: result for id, result in read_results(out).items() if result.outcome == "done"}
     commit = commit_name()
-    others = {result.model for id, result in finished.items() if any(entry.id == id for entry in entries)} - {attempt.model}
-    if attempt.model and others:
-        raise StartError(f"{out} holds results of {', '.join(sorted(others))}, not of {attempt.model}; choose another --out")
+    others = {result.model for id, result in finished.items() if any(entry.id == id for entry in entries)} - {terms.model}
+    if terms.model and others:
+        raise StartError(f"{out} holds results of {', '.join(sorted(others))}, not of {terms.model}; choose another --out")
     results = {entry.id: finished[entry.id] for entry in entries if entry.id in finished}
     if results:
         say(f"{len(results)} of {len(entries)} bugs are finished in {out}; their results are kept")
@@ -77,7 +77,7 @@ def run_all(entries: Sequence[Entry], attempt: Attempt, out: Path) -> list[Resul
     for number, entry in enumerate(entries, 1):
         if entry.id in results:
             continue
-        result = solve(load(entry), attempt, out / entry.id, commit)
+        result = solve(load(entry), terms, out / entry.id, commit)
         append_result(out, result)
         results[entry.id] = result
         say(progress_line(number, len(entries), result, list(results.values())))
@@ -123,8 +123,10 @@ def default_folder(model: str | None) -> Path:
 @click.option("--ids", help="These bugs instead of a split, separated by commas.")
 @click.option("--model", "-m", help="Passed to kcode.")
 @click.option("--base-url", help="Passed to kcode: an OpenAI-style server.")
-@click.option("--attempts", type=click.IntRange(min=1), help="Passed to kcode; its profile decides when absent.")
-@click.option("--seed", type=int, help="Passed to kcode.")
+@click.option(
+    "--attempts", type=click.IntRange(min=1), default=3, show_default=True, help="A fix in a later attempt does not count."
+)
+@click.option("--seed", type=int, help="Of the sampling: KCODE_SEED for kcode.")
 @click.option("--time-limit", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds per bug.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results; default out/small_bugs/COMMIT-MODEL.")
 @click.option("--kcode", default=shlex.join([sys.executable, "-m", "kcode"]), help="The command to measure.")
@@ -140,7 +142,7 @@ def main(
     ids: str | None,
     model: str | None,
     base_url: str | None,
-    attempts: int | None,
+    attempts: int,
     seed: int | None,
     time_limit: float,
     out: Path | None,
@@ -161,8 +163,8 @@ def main(
             say(table(results))
             click.echo(totals_line(results))
         else:
-            attempt = Attempt(tuple(shlex.split(kcode)), model, base_url, attempts, seed, time_limit)
-            results = run_all(select(read_manifest(), split, ids, limit), attempt, out or default_folder(model))
+            terms = Terms(tuple(shlex.split(kcode)), model, base_url, seed, attempts, time_limit)
+            results = run_all(select(read_manifest(), split, ids, limit), terms, out or default_folder(model))
             say(table(results))
             click.echo(totals_line(results))
     except KcodeError as error:

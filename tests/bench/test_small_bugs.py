@@ -37,7 +37,7 @@ def run(plan: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def calls(plan: Path) -> list[list[str]]:
-    return [json.loads(line) for line in (plan / "calls").read_text().splitlines()]
+    return [json.loads(line)["arguments"] for line in (plan / "calls").read_text().splitlines()]
 
 
 def lines(out: Path) -> list[dict[str, object]]:
@@ -90,6 +90,13 @@ def test_kcode_that_cannot_start_ends_the_run_with_its_reason(plan: Path, tmp_pa
     done = run(plan, tmp_path / "out")
     assert done.returncode == 1
     assert done.stderr.splitlines() == ["error: kcode could not start: the engine said no to monotonic"]
+
+
+def test_a_fix_in_a_later_attempt_than_allowed_does_not_count(plan: Path, tmp_path: Path) -> None:
+    done = run(plan, tmp_path / "out", "--attempts", "1", "--seed", "7", "--limit", "1")
+    assert json.loads(done.stdout)["resolved"] == 0
+    assert lines(tmp_path / "out")[0]["tests_failed"] == 0
+    assert json.loads((plan / "calls").read_text())["seed"] == "7"
 
 
 def test_results_of_another_model_are_not_mixed_in(plan: Path, tmp_path: Path) -> None:
