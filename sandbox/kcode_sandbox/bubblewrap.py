@@ -1,0 +1,283 @@
+"""Walls by bubblewrap: own namespaces, a minimal root, no capabilities, a system call filter."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from kcode_sandbox.connection import Connection, start_process
+from kcode_sandbox.environment import DEFAULTS
+from kcode_sandbox.errors import SandboxUnavailableError
+from kcode_sandbox.gitconfig import private_git_configuration
+from kcode_sandbox.launch import PACKAGE, greet, worker_argv
+from kcode_sandbox.policy import Policy
+from kcode_sandbox.protocol import Head
+from kcode_sandbox.repositories import Protection, protect
+from kcode_sandbox.toolchains import Toolchains, find_toolchains, outermost, own_programs, visible_path, workspace_venvs
+
+HOME = "/home/kcode"
+INSIDE = "/run/kcode"
+LAUNCH_ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
+SHM_BYTES = 256 << 20
+HOME_BYTES = 1 << 30
+ROOT_NAMES = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What of the host matters for the walls, found once before a start."""
+
+    root_links: tuple[tuple[str, str], ...]
+    root_folders: tuple[str, ...]
+    covered_files: tuple[str, ...]
+    covered_folders: tuple[str, ...]
+    toolchains: Toolchains
+    venvs: tuple[Path, ...]
+    programs: tuple[tuple[str, Path], ...]
+    resolver: str
+
+
+def survey(policy: Policy, home: Path) -> Surroundings:
+    environment = dict(policy.environment)
+    links = tuple((os.readlink(f"/{name}"), f"/{name}") for name in ROOT_NAMES if os.path.islink(f"/{name}"))
+    folders = tuple(f"/{name}" for name in ROOT_NAMES if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"))
+    files, private = _closed_to_others("/etc")
+    resolver = os.path.realpath("/etc/resolv.conf")
+    return Surroundings(
+        root_links=links,
+        root_folders=folders,
+        covered_files=files,
+        covered_folders=private,
+        toolchains=find_toolchains(environment, home, policy.workspace),
+        venvs=tuple(workspace_venvs(policy.workspace)) if policy.profile == "workspace-write" else (),
+        programs=tuple(own_programs().items()),
+        resolver=resolver if policy.network == "on" and not resolver.startswith("/etc/") and os.path.exists(resolver) else "",
+    )
+
+
+def _closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Files and folders not everybody may read. They must be covered: as root the kernel would let us read them."""
+    files: list[str] = []
+    folders: list[str] = []
+    for folder, names, leaves in os.walk(top):
+        for name in list(names):
+            path = os.path.join(folder, name)
+            if not os.path.islink(path) and os.stat(path).st_mode & 0o005 != 0o005:
+                folders.append(path)
+                names.remove(name)
+        for name in leaves:
+            path = os.path.join(folder, name)
+            if not os.path.islink(path) and os.path.isfile(path) and not os.stat(path).st_mode & 0o004:
+                files.append(path)
+    return tuple(files), tuple(folders)
+
+
+def bwrap_arguments(policy: Policy, around: Surroundings, git: Protection, seccomp_fd: int | None) -> list[str]:
+    """The command line after `bwrap`. Mounts come in order: a later one lies on top of an earlier one."""
+    workspace = str(policy.workspace)
+    writable = policy.profile == "workspace-write"
+    arguments = ["--unshare-user", "--unshare-all", "--disable-userns", "--cap-drop", "ALL", "--die-with-parent"]
+    if policy.network == "on":
+        arguments.append("--share-net")
+    arguments += ["--hostname", "kcode", *_root(around), *_scratch(policy)]
+    for path in outermost([*around.toolchains.roots, *policy.readable]):
+        arguments += ["--ro-bind", str(path), str(path)]
+    for path in around.toolchains.covered:
+        arguments += ["--ro-bind", "/dev/null", str(path)]
+    if around.resolver:
+        arguments += ["--ro-bind", around.resolver, around.resolver]
+    for path in policy.writable if writable else ():
+        arguments += ["--bind", str(path), str(path)]
+    for path in git.shared:
+        arguments += ["--bind" if writable else "--ro-bind", str(path), str(path)]
+    arguments += ["--bind" if writable else "--ro-bind", workspace, workspace]
+    if writable:
+        for path in git.pinned:
+            arguments += ["--bind", str(path), str(path)]
+        for path in (*git.readonly, *around.venvs):
+            arguments += ["--ro-bind", str(path), str(path)]
+    arguments += ["--ro-bind", str(PACKAGE), f"{INSIDE}/{PACKAGE.name}"]
+    for name, path in around.programs:
+        arguments += ["--ro-bind", str(path), f"{INSIDE}/bin/{name}"]
+    arguments += ["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", workspace]
+    if seccomp_fd is not None:
+        arguments += ["--seccomp", str(seccomp_fd)]
+    return [*arguments, "--", *worker_argv(f"{INSIDE}/{PACKAGE.name}")]
+
+
+def _root(around: Surroundings) -> list[str]:
+    arguments = ["--ro-bind", "/usr", "/usr"]
+    for folder in around.root_folders:
+        arguments += ["--ro-bind", folder, folder]
+    for target, link in around.root_links:
+        arguments += ["--symlink", target, link]
+    arguments += ["--ro-bind", "/etc", "/etc"]
+    for path in around.covered_folders:
+        arguments += ["--tmpfs", path, "--remount-ro", path]
+    for path in around.covered_files:
+        arguments += ["--ro-bind", "/dev/null", path]
+    return arguments
+
+
+def _scratch(policy: Policy) -> list[str]:
+    tmp = str(policy.limits.tmp_bytes)
+    return [
+        *("--proc", "/proc", "--dev", "/dev"),
+        *("--perms", "1777", "--size", str(SHM_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+        *("--perms", "1777", "--size", tmp, "--tmpfs", "/tmp"),
+        *("--perms", "1777", "--size", tmp, "--tmpfs", "/var/tmp"),
+        *("--dir", "/run"),
+        *("--perms", "0700", "--size", str(HOME_BYTES), "--tmpfs", HOME),
+    ]
+
+
+def inner_environment(policy: Policy, around: Surroundings, home: Path) -> dict[str, str]:
+    """The policy's variables with home, temporary folder and PATH as they are inside."""
+    given = DEFAULTS | dict(policy.environment)
+    roots = [*around.toolchains.roots, *policy.readable, *policy.writable, policy.workspace]
+    path = visible_path(given["PATH"], roots) or DEFAULTS["PATH"]
+    moved = {"HOME": HOME, "TMPDIR": "/tmp", "CARGO_HOME": f"{HOME}/.cargo", "PATH": f"{path}:{INSIDE}/bin"}
+    for name, folder in (("RUSTUP_HOME", ".rustup"), ("PYENV_ROOT", ".pyenv")):
+        if (home / folder).is_dir():
+            moved.setdefault(name, given.get(name, str(home / folder)))
+    return given | moved
+
+
+class BubblewrapBackend:
+    """Tries `binaries` in order; all hold the same walls. One backend serves one sandbox."""
+
+    def __init__(self, binaries: Sequence[Path]) -> None:
+        self._binaries = tuple(binaries)
+        self._git = Protection()
+
+    def description(self, policy: Policy) -> str:
+        return f"bubblewrap · {policy.profile} · network {policy.network}"
+
+    async def launch(self, policy: Policy) -> Connection:
+        home = Path(dict(policy.environment).get("HOME") or Path.home()).resolve()
+        check_workspace(policy.workspace, home)
+        around = survey(policy, home)
+        if policy.profile == "workspace-write":
+            self._git = protect(policy.workspace)
+        refusals: list[str] = []
+        try:
+            for binary in self._binaries:
+                try:
+                    return await self._launch_with(binary, policy, around, home)
+                except SandboxUnavailableError as error:
+                    refusals.append(f"{binary}: {explain(str(error))}")
+        except BaseException:
+            self.tidy()
+            raise
+        self.tidy()
+        raise SandboxUnavailableError("; ".join(refusals))
+
+    async def _launch_with(self, binary: Path, policy: Policy, around: Surroundings, home: Path) -> Connection:
+        with ExitStack() as stack:
+            canary, listener = _set_canaries(stack)
+            arguments = bwrap_arguments(policy, around, self._git, None)
+            connection = await start_process([str(binary), *arguments], LAUNCH_ENVIRONMENT, "/")
+            hello: Head = {
+                "workspace": str(policy.workspace),
+                "environment": inner_environment(policy, around, home),
+                "private_home": True,
+                "limits": _limits_of(policy),
+                "check": {
+                    "canary": str(canary),
+                    "port": listener.getsockname()[1],
+                    "protected": [str(path) for path in self._git.readonly],
+                },
+            }
+            facts = await greet(connection, hello, await private_git_configuration(home))
+        fault = find_fault(facts, policy)
+        if fault:
+            connection.kill()
+            await connection.close()
+            raise SandboxUnavailableError(f"the self-check failed: {fault}; nothing was run")
+        return connection
+
+    def tidy(self) -> None:
+        self._git.release()
+
+
+def check_workspace(workspace: Path, home: Path) -> None:
+    if not workspace.is_dir() or workspace != workspace.resolve():
+        raise SandboxUnavailableError(f"the workspace {workspace} is not an existing folder named without links")
+    if workspace == home or workspace in home.parents:
+        raise SandboxUnavailableError(
+            f"the workspace {workspace} holds your whole home folder; start kcode in a project's folder"
+        )
+    system = ("/usr", "/etc", "/proc", "/dev", "/sys", "/run", "/boot", "/tmp", "/var", "/var/tmp", HOME)
+    if str(workspace) in system or str(workspace).startswith(("/proc/", "/dev/", "/sys/", "/run/kcode")):
+        raise SandboxUnavailableError(f"the workspace {workspace} is a folder of the system; start kcode in a project's folder")
+
+
+def _set_canaries(stack: ExitStack) -> tuple[Path, socket.socket]:
+    """A file and a port outside that must be out of reach inside."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kcode-canary-"))
+    canary = Path(folder) / secrets.token_hex(8)
+    canary.write_text("outside")
+    listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    return canary, listener
+
+
+def _limits_of(policy: Policy) -> Head:
+    limits = policy.limits
+    return {
+        "processes": limits.processes,
+        "file_bytes": limits.file_bytes,
+        "open_files": limits.open_files,
+        "memory_bytes": limits.memory_bytes,
+    }
+
+
+def find_fault(facts: Head, policy: Policy) -> str:
+    """What of the wall is missing according to the worker's first look; "" when it stands."""
+    checks = (
+        (facts.get("cap_eff") == "0000000000000000", f"capabilities are left inside (CapEff {facts.get('cap_eff')!r})"),
+        (facts.get("cap_bnd") == "0000000000000000", f"capabilities can be regained inside (CapBnd {facts.get('cap_bnd')!r})"),
+        (facts.get("no_new_privs") == "1", "privileges can be gained inside (NoNewPrivs is not 1)"),
+        (facts.get("canary_readable") is False, "a file outside the workspace can be read"),
+        (policy.network == "on" or facts.get("port_reachable") is False, "the host's network can be reached"),
+        (facts.get("namespace_possible") is False, "new user namespaces can be made inside"),
+        (facts.get("core_pattern_writable") is False, "/proc/sys can be written"),
+        (facts.get("writable_protected") == [], f"protected files are writable: {facts.get('writable_protected')}"),
+        (facts.get("workspace_readable") is True, f"{policy.workspace} cannot be read by this user"),
+        (
+            facts.get("workspace_writable") is (policy.profile == "workspace-write"),
+            f"{policy.workspace} is {'writable' if facts.get('workspace_writable') else 'not writable'} under {policy.profile}",
+        ),
+        (_only_launch_variables(facts), f"variables of the launcher are visible: {facts.get('environment_names')}"),
+    )
+    return next((fault for holds, fault in checks if not holds), "")
+
+
+def _only_launch_variables(facts: Head) -> bool:
+    names = facts.get("environment_names")
+    return isinstance(names, list) and set(names) <= {"PATH", "PWD", "LC_CTYPE", "SHLVL", "_"}
+
+
+def explain(message: str) -> str:
+    """bubblewrap's own words with the remedy for the causes that are known."""
+    lowered = message.lower()
+    if "nesting depth" in lowered or "max_user_namespaces" in lowered or "enospc" in lowered:
+        return f"{message} (user namespaces are used up or off: raise sysctl user.max_user_namespaces)"
+    if (
+        "no permissions to create new namespace" in lowered
+        or "setting up uid map" in lowered
+        or "creating new namespace" in lowered
+    ):
+        return (
+            f"{message} (user namespaces are denied: set sysctl kernel.unprivileged_userns_clone=1, or on Ubuntu 24.04 install "
+            "the package bubblewrap, whose AppArmor profile allows them, or set kernel.apparmor_restrict_unprivileged_userns=0)"
+        )
+    if "can't mount proc" in lowered:
+        return f"{message} (/proc is masked, as in a container: start the container with --security-opt systempaths=unconfined)"
+    return message

@@ -1,0 +1,226 @@
+"""The Sandbox as its users hold it: requests to the worker inside, answers checked and bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+
+from kcode_sandbox.connection import Connection
+from kcode_sandbox.errors import SandboxDiedError, SandboxError
+from kcode_sandbox.launch import Backend
+from kcode_sandbox.policy import Policy
+from kcode_sandbox.protocol import Head, ProtocolError, flag_of, integer_of, number_of, object_of, text_of
+from kcode_sandbox.sandbox import ExecResult, FileContent, FileStat, OnOutput, ShellResult
+
+START_TIMEOUT_S = 20.0
+FILE_TIMEOUT_S = 120.0
+END_TIMEOUT_S = 12.0
+
+
+class WorkerSandbox:
+    """One worker behind the walls of `backend`. Start it once; after `close` or a death every request fails.
+
+    Requests may run concurrently. Start it from a thread that outlives it: the kernel ends the sandbox with the
+    thread that made it.
+    """
+
+    def __init__(self, policy: Policy, backend: Backend) -> None:
+        self._policy = policy
+        self._backend = backend
+        self._connection: Connection | None = None
+        self._shell: WorkerShell | None = None
+
+    @property
+    def policy(self) -> Policy:
+        return self._policy
+
+    @property
+    def description(self) -> str:
+        return self._backend.description(self._policy)
+
+    async def start(self) -> None:
+        if self._connection is None:
+            self._connection = await self._backend.launch(self._policy)
+
+    async def read(self, path: str, offset: int = 0, max_bytes: int = 10 << 20) -> FileContent:
+        head, body = await self._ask({"op": "read", "path": path, "offset": offset, "max_bytes": max_bytes}, FILE_TIMEOUT_S)
+        if len(body) > max_bytes:
+            raise SandboxDiedError(f"the worker answered with {len(body)} bytes where {max_bytes} were asked for")
+        return FileContent(_stat_of(object_of(head, "stat")), body)
+
+    async def write(self, path: str, data: bytes, *, expect_sha256: str | None = None, create_parents: bool = True) -> FileStat:
+        request: Head = {"op": "write", "path": path, "expect_sha256": expect_sha256, "create_parents": create_parents}
+        head, _ = await self._ask(request, FILE_TIMEOUT_S, data)
+        return _stat_of(object_of(head, "stat"))
+
+    async def stat(self, path: str) -> FileStat:
+        head, _ = await self._ask({"op": "stat", "path": path}, FILE_TIMEOUT_S)
+        return _stat_of(object_of(head, "stat"))
+
+    async def remove(self, path: str) -> None:
+        await self._ask({"op": "remove", "path": path}, FILE_TIMEOUT_S)
+
+    async def list_files(self, root: str = ".", *, max_files: int = 200_000) -> list[FileStat]:
+        _, body = await self._ask({"op": "list", "root": root, "max_files": max_files}, FILE_TIMEOUT_S)
+        return [_row_of(row) for row in body.split(b"\0")[:max_files] if row]
+
+    async def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        timeout_s: float,
+        cwd: str = ".",
+        environment: Mapping[str, str] | None = None,
+        stdin: bytes = b"",
+        separate_stderr: bool = False,
+        max_output: int = 8 << 20,
+        on_output: OnOutput | None = None,
+    ) -> ExecResult:
+        """As the protocol says. An exit code above 128 is a signal's number plus 128."""
+        connection = self._live()
+        request: Head = {
+            "op": "exec",
+            "argv": list(argv),
+            "cwd": cwd,
+            "environment": dict(environment or {}),
+            "timeout_s": timeout_s,
+            "separate_stderr": separate_stderr,
+            "max_output": min(max_output, self._policy.limits.output_bytes),
+            "stream": on_output is not None,
+        }
+        call = connection.send(request, stdin, on_output)
+        try:
+            head, body = await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S)
+        except asyncio.CancelledError:
+            connection.send({"op": "cancel", "target": call.number}, b"", None)
+            await _settle(call.answer)
+            raise
+        except TimeoutError as error:
+            raise SandboxDiedError(f"the worker did not end {argv[0]!r} {END_TIMEOUT_S} s after its time") from error
+        split = integer_of(head, "stdout_bytes")
+        return ExecResult(
+            exit_code=None if head.get("exit_code") is None else integer_of(head, "exit_code"),
+            output=body[:split],
+            stderr=body[split:],
+            timed_out=flag_of(head, "timed_out"),
+            dropped_bytes=integer_of(head, "dropped_bytes"),
+            duration_s=number_of(head, "duration_s"),
+        )
+
+    async def shell(self) -> WorkerShell:
+        if self._shell is None:
+            self._shell = WorkerShell(self._live(), self._policy.limits.output_bytes)
+        return self._shell
+
+    async def close(self) -> None:
+        connection, self._connection, self._shell = self._connection, None, None
+        if connection is not None:
+            await connection.close()
+            self._backend.tidy()
+
+    def _live(self) -> Connection:
+        if self._connection is None:
+            raise SandboxDiedError("the sandbox is not running; start it first")
+        return self._connection
+
+    async def _ask(self, head: Head, timeout_s: float, body: bytes = b"") -> tuple[Head, bytes]:
+        return await ask(self._live(), head, timeout_s, body)
+
+
+class WorkerShell:
+    """The session's bash. `send` also takes the id of the job that is to get the keys; the newest gets them otherwise.
+
+    A command that ended bash itself (`exit`, `exec`) reports bash's exit code and a line saying so; the next command
+    starts a new bash in the same folder with what was exported before. `send` without a running program raises
+    FileError "ESRCH". Output has "\\n" line ends and keeps its escape sequences.
+    """
+
+    def __init__(self, connection: Connection, max_output: int) -> None:
+        self._connection = connection
+        self._max_output = min(max_output, 8 << 20)
+
+    async def run(self, command: str, timeout_s: float, on_output: OnOutput | None = None) -> ShellResult:
+        call = self._connection.send(self._request("run", timeout_s, on_output), _bytes_of(command), on_output)
+        try:
+            return _shell_result(*await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S))
+        except asyncio.CancelledError:
+            self._connection.send(self._request("interrupt", 0.0, None), b"", None)
+            await _settle(call.answer)
+            raise
+        except TimeoutError as error:
+            raise SandboxDiedError(f"the worker was silent {END_TIMEOUT_S} s after the command's time") from error
+
+    async def send(self, text: str, wait_s: float, job_id: str = "") -> ShellResult:
+        request = self._request("send", wait_s, None) | {"job_id": job_id}
+        return _shell_result(*await ask(self._connection, request, wait_s + END_TIMEOUT_S, _bytes_of(text)))
+
+    async def interrupt(self) -> None:
+        """^C to what runs in the current shell; SIGKILL follows where that does not help."""
+        await ask(self._connection, self._request("interrupt", 0.0, None), END_TIMEOUT_S)
+
+    async def resize(self, rows: int, columns: int) -> None:
+        await ask(self._connection, self._request("resize", 0.0, None), END_TIMEOUT_S, f"{rows} {columns}".encode())
+
+    async def restart(self) -> None:
+        """End every command and job; the folder stays, exported variables are gone."""
+        await ask(self._connection, self._request("restart", 0.0, None), END_TIMEOUT_S)
+
+    def _request(self, action: str, wait_s: float, on_output: OnOutput | None) -> Head:
+        return {
+            "op": "shell",
+            "action": action,
+            "wait_s": wait_s,
+            "job_id": "",
+            "max_output": self._max_output,
+            "stream": on_output is not None,
+        }
+
+
+async def ask(connection: Connection, head: Head, timeout_s: float, body: bytes = b"") -> tuple[Head, bytes]:
+    call = connection.send(head, body, None)
+    try:
+        return await asyncio.wait_for(call.answer, timeout_s)
+    except TimeoutError as error:
+        raise SandboxDiedError(f"the worker did not answer {head['op']!r} within {timeout_s} s") from error
+
+
+async def _settle(answer: asyncio.Future[tuple[Head, bytes]]) -> None:
+    """Wait until what was cancelled has really ended inside, so that nothing of it runs on unseen."""
+    with contextlib.suppress(SandboxError, TimeoutError):
+        await asyncio.wait_for(asyncio.shield(answer), END_TIMEOUT_S)
+
+
+def _bytes_of(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+def _stat_of(head: Head) -> FileStat:
+    return FileStat(
+        path=text_of(head, "path"),
+        kind=text_of(head, "kind"),
+        size=integer_of(head, "size"),
+        mtime_ns=integer_of(head, "mtime_ns"),
+        mode=integer_of(head, "mode"),
+        sha256=text_of(head, "sha256"),
+    )
+
+
+def _row_of(row: bytes) -> FileStat:
+    try:
+        size, mtime_ns, mode, name = row.split(b" ", 3)
+        return FileStat(os.fsdecode(name), "file", int(size), int(mtime_ns), int(mode))
+    except ValueError as error:
+        raise ProtocolError(f"bad row in a list of files: {row[:80]!r}") from error
+
+
+def _shell_result(head: Head, body: bytes) -> ShellResult:
+    return ShellResult(
+        exit_code=None if head.get("exit_code") is None else integer_of(head, "exit_code"),
+        output=body,
+        job_id=text_of(head, "job_id"),
+        dropped_bytes=integer_of(head, "dropped_bytes"),
+        duration_s=number_of(head, "duration_s"),
+        cwd=text_of(head, "cwd"),
+    )

@@ -1,0 +1,28 @@
+"""danger-full-access: the same worker without walls. Only for those who asked for it by name."""
+
+from __future__ import annotations
+
+import os
+
+from kcode_sandbox.connection import Connection, start_process
+from kcode_sandbox.environment import DEFAULTS
+from kcode_sandbox.launch import PACKAGE, greet, worker_argv
+from kcode_sandbox.policy import Policy
+
+LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
+class DirectBackend:
+    """Nothing is hidden and nothing is limited but core files; processes still end with the session."""
+
+    def description(self, policy: Policy) -> str:
+        return "no sandbox · danger-full-access · network on"
+
+    async def launch(self, policy: Policy) -> Connection:
+        connection = await start_process(worker_argv(str(PACKAGE)), LAUNCH_ENVIRONMENT, "/")
+        environment = {**DEFAULTS, "HOME": os.path.expanduser("~"), **dict(policy.environment)}
+        await greet(connection, {"workspace": str(policy.workspace), "environment": environment, "limits": {}})
+        return connection
+
+    def tidy(self) -> None:
+        """Nothing was left on the host."""

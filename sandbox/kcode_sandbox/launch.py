@@ -1,0 +1,59 @@
+"""What a backend provides, and the first words every worker hears."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from kcode_sandbox.connection import Connection
+from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxUnavailableError
+from kcode_sandbox.policy import Policy
+from kcode_sandbox.protocol import Head, object_of
+
+HELLO_TIMEOUT_S = 20.0
+PACKAGE = Path(__file__).resolve().parent
+
+
+class Backend(Protocol):
+    """Builds walls for one session. `launch` returns only after they were checked from inside."""
+
+    def description(self, policy: Policy) -> str: ...
+
+    async def launch(self, policy: Policy) -> Connection:
+        """Raises SandboxUnavailableError naming the layer that failed and the remedy."""
+        ...
+
+    def tidy(self) -> None:
+        """Remove what `launch` left on the host. Called once the worker is gone."""
+        ...
+
+
+def base_interpreter() -> str:
+    """The interpreter under kcode's virtual environment: the worker needs none of the environment's packages."""
+    return os.path.realpath(sys.executable)
+
+
+def worker_argv(package: str) -> list[str]:
+    """`package` is where this package's folder is seen by the worker."""
+    folder = os.path.dirname(package)
+    code = f"import sys; sys.path.insert(0, {folder!r}); from kcode_sandbox.worker.main import main; main()"
+    return [base_interpreter(), "-I", "-S", "-B", "-c", code]
+
+
+async def greet(connection: Connection, head: Head, body: bytes = b"") -> Head:
+    """Say hello and return the facts the worker found. A worker that cannot start is closed and its words are passed on."""
+    call = connection.send({"op": "hello", **head}, body, None)
+    try:
+        reply, _ = await asyncio.wait_for(call.answer, HELLO_TIMEOUT_S)
+        return object_of(reply, "facts")
+    except TimeoutError as error:
+        connection.kill()
+        await connection.close()
+        raise SandboxUnavailableError(f"the sandbox did not start within {HELLO_TIMEOUT_S:.0f} s") from error
+    except (SandboxDiedError, FileError) as error:
+        connection.kill()
+        await connection.close()
+        raise SandboxUnavailableError(connection.errors or str(error)) from error

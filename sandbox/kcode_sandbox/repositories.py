@@ -1,0 +1,188 @@
+"""What in a workspace's git repositories runs code or redirects configuration, and must stay as it is.
+
+Hooks, configuration and the folders above them: read-only binds alone are bypassed by renaming a parent and building
+it anew, so every folder between the workspace and a protected path is *pinned* (bound onto itself: EBUSY).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kcode_sandbox.errors import SandboxUnavailableError
+
+PRUNED = frozenset({"node_modules", ".venv", "venv", "__pycache__", ".tox", "target"})
+MAX_FOLDERS = 50_000
+SELF = b".\n"
+CONFIG_PATH = re.compile(r"^\s*(hookspath|path)\s*=\s*\"?([^\"\n;#]+)", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(slots=True)
+class Protection:
+    """`pinned` before `readonly`, each parents first. `locks` hold the placeholders made on the host."""
+
+    pinned: list[Path] = field(default_factory=list)
+    readonly: list[Path] = field(default_factory=list)
+    shared: list[Path] = field(default_factory=list)
+    locks: list[tuple[Path, int]] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Remove placeholders nobody else uses."""
+        for path, fd in self.locks:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _same_file(path, fd) and os.pread(fd, 16, 0) == SELF:
+                    path.unlink()
+            except (BlockingIOError, FileNotFoundError):
+                continue
+            finally:
+                os.close(fd)
+        self.locks.clear()
+
+
+def protect(workspace: Path) -> Protection:
+    """Protection for every repository below `workspace`. Raises SandboxUnavailableError where a link is in the way."""
+    found = Protection()
+    try:
+        for git in _repositories(workspace):
+            if git.is_dir():
+                _protect_folder(found, workspace, git)
+            else:
+                _protect_link(found, workspace, git)
+    except BaseException:
+        found.release()
+        raise
+    found.pinned = sorted(set(found.pinned), key=lambda path: (len(path.parts), path))
+    found.readonly = sorted(set(found.readonly), key=lambda path: (len(path.parts), path))
+    return found
+
+
+def _repositories(workspace: Path) -> Iterator[Path]:
+    pending = [str(workspace)]
+    for _ in range(MAX_FOLDERS):
+        if not pending:
+            return
+        folder = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.name == ".git":
+                if entry.is_symlink() and folder == str(workspace):
+                    raise SandboxUnavailableError(f"{entry.path} is a symbolic link; replace it by what it points to")
+                if not entry.is_symlink():
+                    yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False) and entry.name not in PRUNED:
+                pending.append(entry.path)
+
+
+def _protect_folder(found: Protection, workspace: Path, git: Path) -> None:
+    """`git` is a repository's own folder, inside the workspace or the verified common folder of a worktree."""
+    if not (git / "HEAD").exists():
+        return  # not a repository; git ignores it too
+    hooks = git / "hooks"
+    if not hooks.exists() and not hooks.is_symlink():
+        hooks.mkdir()
+    readonly = [hooks, git / "config", git / "config.worktree", *_configured(workspace, git)]
+    for inner in _inner_repositories(git):
+        readonly += [inner / "config", inner / "hooks", inner / "commondir"]
+    readonly = [path for path in readonly if path.exists() or path.is_symlink()]
+    for path in readonly:
+        _refuse_links(workspace if path.is_relative_to(workspace) else git, path)
+    found.locks.append(_place_self_reference(git / "commondir"))
+    readonly.append(git / "commondir")
+    found.readonly += readonly
+    for path in readonly:
+        top = workspace if path.is_relative_to(workspace) else git.parent
+        found.pinned += [parent for parent in path.parents if parent != top and parent.is_relative_to(top)]
+
+
+def _inner_repositories(git: Path) -> Iterator[Path]:
+    """Git folders of submodules and linked worktrees."""
+    for folder, folders, files in os.walk(git / "modules"):
+        if "HEAD" in files and "config" in files:
+            yield Path(folder)
+            folders[:] = [name for name in folders if name == "modules"]
+    worktrees = git / "worktrees"
+    if worktrees.is_dir():
+        yield from (path for path in worktrees.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _configured(workspace: Path, git: Path) -> list[Path]:
+    """Folders of hooks and included files that the configuration names inside the workspace."""
+    try:
+        text = (git / "config").read_text(errors="replace")
+    except OSError:
+        return []
+    paths: list[Path] = []
+    for match in CONFIG_PATH.finditer(text):
+        base = git.parent if match[1].lower() == "hookspath" else git
+        path = Path(os.path.normpath(base / match[2].strip()))
+        if path.is_relative_to(workspace) and path != workspace and path.exists():
+            paths.append(path)
+    return paths
+
+
+def _protect_link(found: Protection, workspace: Path, git: Path) -> None:
+    """`.git` is a file naming a folder elsewhere: a linked worktree or a submodule.
+
+    The name alone proves nothing, since an earlier command may have written it: the folder must point back.
+    """
+    found.readonly.append(git)
+    found.pinned += [parent for parent in git.parents if parent != workspace and parent.is_relative_to(workspace)]
+    if git.parent != workspace:
+        return
+    try:
+        target = git.read_text().removeprefix("gitdir:").strip()
+        gitdir = (git.parent / target).resolve(strict=True)
+        points_back = Path((gitdir / "gitdir").read_text().strip()).resolve() == git
+        common = (gitdir / (gitdir / "commondir").read_text().strip()).resolve(strict=True)
+    except (OSError, ValueError):
+        return
+    if points_back and gitdir.parent == common / "worktrees" and not common.is_relative_to(workspace):
+        found.shared.append(common)
+        _protect_folder(found, workspace, common)
+
+
+def _place_self_reference(path: Path) -> tuple[Path, int]:
+    """A `commondir` that says "here": while it exists read-only, no other can redirect configuration and hooks.
+
+    The shared lock tells other sessions that it is in use.
+    """
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+        if _same_file(path, fd):
+            break
+        os.close(fd)
+    content = os.pread(fd, 4096, 0)
+    if not content:
+        os.pwrite(fd, SELF, 0)
+    elif content != SELF:
+        os.close(fd)
+        raise SandboxUnavailableError(
+            f"{path} says {content[:80]!r}: a repository with its own .git folder has no such file; remove it if you did not make it"
+        )
+    return path, fd
+
+
+def _same_file(path: Path, fd: int) -> bool:
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    opened = os.fstat(fd)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def _refuse_links(top: Path, path: Path) -> None:
+    for part in (path, *path.parents):
+        if part == top:
+            return
+        if part.is_symlink():
+            raise SandboxUnavailableError(f"{part} is a symbolic link and cannot be protected; replace it by what it points to")

@@ -1,0 +1,186 @@
+"""Starting programs so that nothing they leave behind can escape, and ending whole trees.
+
+Each program runs under a *supervisor*: a forked process that is a child subreaper, so every orphan of the program
+(double fork, setsid, cleared environment) stays its descendant. SIGTERM to the supervisor kills all of them; it also
+arrives by itself when the worker dies.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Stdio:
+    """Descriptors for the program. With `terminal` set it becomes the controlling terminal and 0-2, then `stdin` replaces 0.
+
+    `extra` maps a descriptor of ours to its number in the program.
+    """
+
+    stdin: int
+    stdout: int = -1
+    stderr: int = -1
+    terminal: int = -1
+    extra: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """`pid` is the supervisor's. `status_fd` gives one line: the exit code, or "E<errno> <what>"; then end of file."""
+
+    pid: int
+    status_fd: int
+
+
+def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio) -> Child:
+    """Start `argv` in its own session under a supervisor. Call it from the main thread only."""
+    status_fd, report_fd = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _supervise(argv, cwd, environment, stdio, report_fd)
+        finally:
+            os._exit(0)
+    os.close(report_fd)
+    return Child(pid, status_fd)
+
+
+def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int) -> None:
+    def end(signum: int, frame: object) -> None:
+        kill_descendants(os.getpid())
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    os.setsid()
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    ours = {stdio.stdin, stdio.stdout, stdio.stderr, stdio.terminal, report_fd, *(fd for fd, _ in stdio.extra)}
+    # A copy of another program's stdin pipe would keep that program from ever seeing its end.
+    _close_all_but(ours)
+    supervisor = os.getpid()
+    main = os.fork()
+    if main == 0:
+        _become(argv, cwd, environment, stdio, report_fd, supervisor)
+    for fd in ours - {report_fd, -1}:
+        os.close(fd)
+    while True:
+        try:
+            pid, status = os.waitpid(-1, 0)
+        except ChildProcessError:
+            return
+        if pid == main:
+            code = os.waitstatus_to_exitcode(status)
+            os.write(report_fd, b"%d\n" % (code if code >= 0 else 128 - code))
+
+
+def _become(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int, supervisor: int) -> None:
+    what = cwd
+    try:
+        # What is ignored stays ignored after exec, and bash could then never be interrupted.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            os._exit(0)
+        if stdio.terminal >= 0:
+            os.login_tty(os.dup(stdio.terminal))
+        else:
+            os.setsid()
+            os.dup2(stdio.stdout, 1)
+            os.dup2(stdio.stderr, 2)
+        os.dup2(stdio.stdin, 0)
+        for fd, number in stdio.extra:
+            os.dup2(fd, number)
+        os.chdir(cwd)
+        what = argv[0]
+        os.execvpe(argv[0], list(argv), dict(environment))
+    except OSError as error:
+        os.write(report_fd, f"E{error.errno} {what}\n".encode(errors="surrogateescape"))
+    finally:
+        os._exit(127)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for name in os.listdir("/proc/self/fd"):
+        fd = int(name)
+        if fd not in keep:
+            try:
+                os.close(fd)
+            except OSError as error:
+                if error.errno != errno.EBADF:
+                    raise
+
+
+def parents() -> dict[int, int]:
+    """Parent of every living process that can be seen; the dead that nobody has waited for are left out."""
+    found: dict[int, int] = {}
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except (OSError, ValueError):
+            continue
+        if state not in (b"Z", b"X"):
+            found[int(name)] = int(parent)
+    return found
+
+
+def descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    pending = [root]
+    while pending:
+        below = children.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def kill_descendants(root: int, timeout_s: float = 5.0) -> bool:
+    """Kill everything below `root`; true when nothing was left within `timeout_s`.
+
+    All are stopped before any is killed, so that a program that forks faster than we scan still ends.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        pids = descendants(root)
+        if not pids:
+            return True
+        for step in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids:
+                send_signal(pid, step)
+        time.sleep(0.002)
+    return not descendants(root)
+
+
+def send_signal(pid: int, number: int) -> bool:
+    """False when there is no such process (any more)."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return False
+    return True
