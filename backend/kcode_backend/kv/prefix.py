@@ -46,7 +46,7 @@ class PrefixIndex:
         return self._children.get(parent, {}).get(tokens)
 
     def longest(self, parent: bytes, tokens: Sequence[int]) -> tuple[int, int] | None:
-        """The block after `parent` that shares the longest beginning with `tokens`, and how many tokens it shares (at least 1)."""
+        """The block after `parent` that shares the longest beginning with `tokens`, and how many tokens of it (at least 1)."""
         best: tuple[int, int] | None = None
         for held, block in self._children.get(parent, {}).items():
             shared = _common(held, tokens)

@@ -10,7 +10,7 @@ from kcode_backend.kv.pool import BlockPool
 
 @dataclass(frozen=True, slots=True)
 class BlockCopy:
-    """Before the next forward pass, block `source` is copied over block `target`. Copies are done in the order they were asked."""
+    """Before the next forward pass, block `source` is copied over block `target`; copies are done in the order of asking."""
 
     source: int
     target: int

@@ -1,0 +1,36 @@
+"""Which chat format a model file asks for."""
+
+from __future__ import annotations
+
+from kcode_backend.chat.chatml import QWEN_SYSTEM, ChatML
+from kcode_backend.chat.format import ChatFormat
+from kcode_backend.chat.llama3 import Llama3
+from kcode_backend.engine.request import SamplingParams
+from kcode_backend.errors import ModelFileError
+from kcode_backend.models.model import Model
+
+_QWEN_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=20)
+"""The makers' settings but for their repetition penalty of 1.1, which keeps a model from copying code as it stands."""
+_PLAIN_SAMPLING = SamplingParams(temperature=0.6, top_p=0.9)
+
+
+def chat_format(model: Model) -> ChatFormat:
+    """The format of the model's family. Raises ModelFileError when the file's template is of no known family."""
+    special = model.tokenizer.special_ids
+    template = model.chat_template
+    if "<|im_start|>" in special and "<|im_end|>" in special:
+        qwen = model.config.architecture.startswith("qwen")
+        default = _default_system(template)
+        return ChatML(model.tokenizer, "qwen" if qwen else "chatml", default, _QWEN_SAMPLING if qwen else _PLAIN_SAMPLING)
+    if "<|start_header_id|>" in special and "<|eot_id|>" in special:
+        return Llama3(model.tokenizer, _PLAIN_SAMPLING)
+    raise ModelFileError(
+        f"{model.config.name}: its chat format is not known (no <|im_start|> and no <|start_header_id|> among its tokens); "
+        "use an instruction-tuned model of the Qwen, SmolLM2 or Llama 3 families"
+    )
+
+
+def _default_system(template: str) -> str | None:
+    """The system text that a ChatML template writes when the conversation has none."""
+    known = (QWEN_SYSTEM, "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "You are a helpful assistant.")
+    return next((text for text in known if text in template), None)

@@ -1,0 +1,242 @@
+"""Continuous batching in one thread: requests come in from anywhere, events go out through each request's sink."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kcode_backend.engine.pace import Pace
+from kcode_backend.engine.request import Event, Failed, Finished, Generation, Prefilled, Sampled, StopReason
+from kcode_backend.engine.runner import Runner
+from kcode_backend.engine.sampler import draw
+from kcode_backend.engine.scheduler import Scheduler, Step
+from kcode_backend.engine.sequence import Sequence
+from kcode_backend.errors import OutOfContext
+from kcode_backend.kv.cache import KVCache
+from kcode_backend.kv.pool import BlockPool
+from kcode_backend.kv.prefix import PrefixIndex
+from kcode_backend.kv.table import BlockTable
+from kcode_backend.models.model import Model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Submit:
+    ticket: int
+    generation: Generation
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+_Command = _Submit | _Cancel | _Stop
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start; written by the engine's thread, read by anyone."""
+
+    requests: int = 0
+    passes: int = 0
+    prompt_tokens: int = 0
+    sampled_tokens: int = 0
+    model_s: float = 0.0
+    """Time inside forward passes."""
+    busy_s: float = 0.0
+    """Time of whole steps, scheduling and sampling included."""
+
+
+class Engine:
+    """One model. `submit`, `cancel` and `close` may be called from any thread; the work is done by the engine's own."""
+
+    def __init__(self, model: Model, kv: KVCache, context_limit: int) -> None:
+        """`context_limit` bounds prompt and answer of one request; it is lowered to what the cache holds."""
+        self.context_limit = min(context_limit, kv.blocks * kv.block_size)
+        self.fingerprint = model.fingerprint
+        self.pool = BlockPool(kv.blocks, PrefixIndex(model.fingerprint))
+        self.counters = Counters()
+        self._kv = kv
+        self._runner = Runner(model, kv)
+        self._scheduler = Scheduler(self.pool)
+        self._pace = Pace()
+        self._tickets = itertools.count()
+        self._running: dict[int, Sequence] = {}
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the current pass; running requests get no further events."""
+        self._commands.put(_Stop())
+        self._thread.join()
+
+    def submit(self, generation: Generation) -> int:
+        """Start a request; returns its ticket. Raises OutOfContext when the prompt leaves no room for an answer."""
+        needed = len(generation.prompt) + len(generation.forced)
+        if needed >= self.context_limit:
+            raise OutOfContext(
+                f"the prompt has {needed} tokens but the context holds {self.context_limit}; "
+                "shorten the conversation or start the engine with a larger --context"
+            )
+        if not generation.prompt:
+            raise ValueError("a prompt needs at least one token")
+        ticket = next(self._tickets)
+        self._commands.put(_Submit(ticket, generation))
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """End a request without a further event once the current pass is over; unknown and finished tickets are ignored."""
+        self._commands.put(_Cancel(ticket))
+
+    @property
+    def running(self) -> int:
+        """Requests under way, waiting ones included."""
+        return len(self._running)
+
+    def _work(self) -> None:
+        while not self._closing:
+            self._take_commands()
+            if self._closing or not self._running:
+                continue
+            try:
+                self._step()
+            except Exception:
+                log.exception("a pass failed; all running requests are ended")
+                self._fail_all("the engine failed while computing; its log has the details")
+
+    def _take_commands(self) -> None:
+        """Act on all commands at hand; wait for one while there is nothing to compute."""
+        wait = not self._running
+        while True:
+            try:
+                command = self._commands.get(block=wait)
+            except queue.Empty:
+                return
+            wait = False
+            match command:
+                case _Submit(ticket, generation):
+                    sequence = Sequence(generation, ticket, BlockTable(self.pool, self._kv.block_size))
+                    self._running[ticket] = sequence
+                    self._scheduler.add(sequence)
+                    self.counters.requests += 1
+                case _Cancel(ticket):
+                    sequence = self._running.pop(ticket, None)
+                    if sequence is not None:
+                        self._scheduler.remove(sequence)
+                case _Stop():
+                    self._closing = True
+                    return
+
+    def _step(self) -> None:
+        begun = time.monotonic()
+        decoding = any(sequence.decoding for sequence in self._scheduler.sequences)
+        step = self._scheduler.plan(self._pace.budget(decoding))
+        assert step.spans, "the scheduler found nothing to compute although requests are running"
+        prompt_tokens = sum(span.count for span in step.spans if not span.sequence.decoding)
+        started = time.monotonic()
+        logits = self._runner.run(step)
+        spent = time.monotonic() - started
+        if not decoding:
+            self._pace.observe(prompt_tokens, spent)
+        sampling = [span.sequence for span in step.spans if span.samples]
+        self._report_prefill(step)
+        self._scheduler.commit(step)
+        for sequence, row in zip(sampling, logits, strict=True):
+            self._sample(sequence, row)
+        self.counters.passes += 1
+        self.counters.prompt_tokens += prompt_tokens
+        self.counters.model_s += spent
+        self.counters.busy_s += time.monotonic() - begun
+
+    def _report_prefill(self, step: Step) -> None:
+        """Before commit: the counts after this pass."""
+        for span in step.spans:
+            sequence = span.sequence
+            if sequence.first_token_s is None:
+                total = len(sequence.generation.prompt)
+                done = min(sequence.computed + span.count, total)
+                sequence.generation.sink(Prefilled(done, total, sequence.cached))
+
+    def _sample(self, sequence: Sequence, row: NDArray[np.float32]) -> None:
+        generation = sequence.generation
+        new: list[int] = []
+        if sequence.first_token_s is None:
+            sequence.first_token_s = time.monotonic()
+            new += generation.forced
+        constraint = generation.constraint
+        mask = constraint.mask() if constraint else None
+        try:
+            token = draw(row, generation.sampling, sequence.random, mask=mask, banned=generation.banned, seen=sequence.seen)
+        except ValueError as error:
+            self._finish(sequence, Failed(str(error)))
+            return
+        self.counters.sampled_tokens += 1
+        reason = self._append(sequence, token)
+        new.append(token)
+        if constraint and reason is None:
+            for forced in constraint.forced():
+                reason = self._append(sequence, forced)
+                new.append(forced)
+                if reason is not None:
+                    break
+        generation.sink(Sampled(tuple(new)))
+        if reason is not None:
+            self._finish(sequence, self._outcome(sequence, reason))
+
+    def _append(self, sequence: Sequence, token: int) -> StopReason | None:
+        """Take a token into the answer; the reason when it ends it."""
+        generation = sequence.generation
+        sequence.append(token)
+        if token in generation.stop_ids:
+            return "stop"
+        if generation.constraint:
+            generation.constraint.accept(token)
+            if generation.constraint.finished():
+                return "stop"
+        answer = len(sequence.ids) - len(generation.prompt)
+        if answer >= generation.max_tokens or len(sequence.ids) >= self.context_limit:
+            return "length"
+        return None
+
+    def _outcome(self, sequence: Sequence, reason: StopReason) -> Finished:
+        prompt = len(sequence.generation.prompt)
+        now = time.monotonic()
+        first = sequence.first_token_s or now
+        return Finished(
+            reason=reason,
+            prompt_tokens=prompt,
+            cached_tokens=max(0, prompt - sequence.worked),
+            completion_tokens=len(sequence.ids) - prompt,
+            prefill_s=first - sequence.started_s,
+            decode_s=now - first,
+        )
+
+    def _finish(self, sequence: Sequence, event: Event) -> None:
+        self._scheduler.remove(sequence)
+        del self._running[sequence.arrival]
+        sequence.generation.sink(event)
+
+    def _fail_all(self, message: str) -> None:
+        for sequence in list(self._running.values()):
+            # What the failed pass wrote is unknown: nothing of it may be found again.
+            sequence.computed = 0
+            self._finish(sequence, Failed(message))
+        self.pool.clear()

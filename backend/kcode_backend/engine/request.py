@@ -1,0 +1,109 @@
+"""What the engine is asked and what it says; token ids only, no text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How a token is drawn. Filters apply in this order: penalty, temperature, top-k, top-p, min-p."""
+
+    temperature: float = 1.0
+    """0 takes the most likely token."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 keeps all."""
+    min_p: float = 0.0
+    """Drops tokens less likely than this share of the most likely one."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative logits of tokens already in the context."""
+    seed: int | None = None
+
+
+class Constraint(Protocol):
+    """What the next token may be. It follows one sequence and is used by the engine's thread alone."""
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """True where a token id is allowed now; None when every id is."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """The token was appended."""
+        ...
+
+    def forced(self) -> list[int]:
+        """Tokens that must follow, to be appended without sampling; often empty. They still have to be accepted."""
+        ...
+
+    def finished(self) -> bool:
+        """Nothing but the end may follow."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """`done` of `total` prompt tokens are computed, `cached` of them were found in the cache."""
+
+    done: int
+    total: int
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """New tokens of the answer, forced ones included, in order."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a request that was not cancelled."""
+
+    reason: StopReason
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    prefill_s: float
+    """From the start of the request to its first sampled token, waiting included."""
+    decode_s: float
+    """From the first sampled token to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine could not go on with this request; `message` is for the user."""
+
+    message: str
+
+
+Event = Prefilled | Sampled | Finished | Failed
+Sink = Callable[[Event], None]
+"""Called on the engine's thread; must return at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One request. `forced` ids start the answer. Lower `priority` goes first; equal ones in order of arrival.
+
+    `max_tokens` bounds the answer, forced ids included. A token of `stop_ids` ends the answer and is part of it.
+    `banned` ids are never sampled.
+    """
+
+    prompt: tuple[int, ...]
+    sink: Sink
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    max_tokens: int = 1 << 30
+    forced: tuple[int, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    banned: tuple[int, ...] = ()
+    constraint: Constraint | None = None
+    priority: int = 0

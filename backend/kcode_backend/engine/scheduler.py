@@ -1,0 +1,124 @@
+"""What the next forward pass computes. Plain Python: no tensors, no clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kcode_backend.engine.sequence import Sequence
+from kcode_backend.kv.pool import BlockPool
+from kcode_backend.kv.table import BlockCopy
+
+MAX_SEQUENCES = 64
+"""Requests computed in one pass; more wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`count` ids of the sequence from its `computed` on."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """The span reaches the end of the ids, so its last row gives the next token."""
+        return self.count == self.sequence.pending
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass: first the copies in order, then all spans together."""
+
+    copies: tuple[BlockCopy, ...]
+    spans: tuple[Span, ...]
+
+
+class Scheduler:
+    """Decoding sequences first, one token each, then prompt chunks within a budget of tokens.
+
+    Blocks go to whoever is first in `Sequence.order`; a later sequence loses its blocks (which stay cached as long as they are
+    not needed) and starts again. The first sequence can take everything, so there is always progress as long as no sequence
+    is longer than the pool: the caller refuses those.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self.sequences: list[Sequence] = []
+        """All requests under way, in `order`."""
+        self._preempted: set[Sequence] = set()
+
+    def add(self, sequence: Sequence) -> None:
+        self.sequences.append(sequence)
+        self.sequences.sort(key=lambda item: item.order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished or cancelled: its blocks are free or cached when this returns."""
+        self.sequences.remove(sequence)
+        self._release(sequence)
+
+    def plan(self, budget: int) -> Step:
+        """The next pass, with at most `budget` tokens of prompts; empty only when there are no sequences."""
+        copies: list[BlockCopy] = []
+        spans: list[Span] = []
+        self._preempted.clear()
+        decoding = [sequence for sequence in self.sequences if sequence.decoding]
+        for sequence in decoding:
+            # A preemption for an earlier one may have taken its blocks.
+            if sequence.decoding and self._make_room(sequence, len(sequence.ids)):
+                spans.append(Span(sequence, sequence.pending))
+        for sequence in self.sequences:
+            if budget <= 0 or len(spans) >= MAX_SEQUENCES:
+                break
+            if sequence.decoding or sequence in self._preempted:
+                continue
+            span = self._prompt_span(sequence, budget, copies)
+            if span is not None:
+                spans.append(span)
+                budget -= span.count
+        # A span planned early may have lost its blocks to an earlier sequence planned later.
+        return Step(tuple(copies), tuple(span for span in spans if span.sequence not in self._preempted))
+
+    def commit(self, step: Step) -> None:
+        """The pass was computed: its tokens count and its full blocks can be shared."""
+        for span in step.spans:
+            sequence = span.sequence
+            prompt = len(sequence.generation.prompt)
+            sequence.worked += max(0, min(sequence.computed + span.count, prompt) - sequence.computed)
+            sequence.computed += span.count
+            sequence.table.publish(sequence.ids, sequence.computed)
+
+    def _prompt_span(self, sequence: Sequence, budget: int, copies: list[BlockCopy]) -> Span | None:
+        last = len(sequence.ids) - 1
+        if not sequence.attached:
+            if sequence is not self.sequences[0] and sequence.table.missing(len(sequence.ids)) > self._pool.available:
+                return None
+            sequence.computed, copy = sequence.table.attach(sequence.ids, last)
+            sequence.attached = True
+            if copy:
+                copies.append(copy)
+        else:
+            sequence.computed = sequence.table.extend(sequence.ids, sequence.computed, last)
+        count = min(budget, sequence.pending)
+        if not self._make_room(sequence, sequence.computed + count):
+            return None
+        return Span(sequence, count)
+
+    def _make_room(self, sequence: Sequence, tokens: int) -> bool:
+        """Have blocks for `tokens` tokens, at the cost of sequences later in order; False when the sequence has to wait."""
+        while not sequence.table.grow(tokens):
+            later = [other for other in self.sequences if other.table.blocks and other.order > sequence.order]
+            if not later:
+                self._preempt(sequence)
+                return False
+            self._preempt(later[-1])
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes no further part in this step."""
+        self._preempted.add(sequence)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        sequence.table.close(sequence.ids, sequence.computed)
+        sequence.computed = 0
+        sequence.attached = False

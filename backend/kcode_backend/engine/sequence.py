@@ -1,0 +1,71 @@
+"""The state of one request while the engine works on it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kcode_backend.engine.request import Generation
+from kcode_backend.kv.table import BlockTable
+
+DECODE_TOKENS = 32
+"""A sequence with more new tokens than this (after a long forced text) is computed in chunks like a prompt."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """`ids` are the prompt, the forced and the sampled tokens; the first `computed` of them have keys and values in `table`."""
+
+    generation: Generation
+    arrival: int
+    table: BlockTable
+    ids: list[int] = field(init=False)
+    computed: int = 0
+    worked: int = 0
+    """Prompt tokens computed for this request; after a preemption some are computed twice."""
+    attached: bool = False
+    """The table holds blocks (or an empty match); False while waiting and after preemption."""
+    sampled: int = 0
+    """Tokens drawn by the sampler, which fixes the state of the random numbers."""
+    started_s: float = field(default_factory=time.monotonic)
+    first_token_s: float | None = None
+    random: np.random.Generator = field(init=False)
+    seen: set[int] | None = None
+    """Distinct ids so far, kept only when a repetition penalty needs them."""
+
+    def __post_init__(self) -> None:
+        self.ids = [*self.generation.prompt, *self.generation.forced]
+        self.random = np.random.default_rng(self.generation.sampling.seed)
+        if self.generation.sampling.repetition_penalty != 1.0:
+            self.seen = set(self.ids)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Smaller goes first: to be scheduled and to keep its blocks."""
+        return (self.generation.priority, self.arrival)
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose keys and values are still to be computed; at least 1 until the sequence ends."""
+        return len(self.ids) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Only new tokens are to be computed; False again after a preemption."""
+        return self.attached and self.first_token_s is not None and self.pending <= DECODE_TOKENS
+
+    @property
+    def cached(self) -> int:
+        """Tokens of the prompt that are in the cache and were not computed for this request."""
+        return max(0, min(self.computed, len(self.generation.prompt)) - self.worked)
+
+    @property
+    def answer(self) -> list[int]:
+        return self.ids[len(self.generation.prompt) :]
+
+    def append(self, token: int) -> None:
+        self.ids.append(token)
+        if self.seen is not None:
+            self.seen.add(token)

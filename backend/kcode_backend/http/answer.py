@@ -1,0 +1,128 @@
+"""One answer under way: engine events in, OpenAI-shaped deltas and the final message out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kcode_backend.chat.format import AnswerParser, CallOut, Output, ReasoningOut, TextOut
+from kcode_backend.chat.stops import StopTexts
+from kcode_backend.engine.request import Finished, Prefilled, StopReason
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+Json = dict[str, object]
+
+
+@dataclass(slots=True)
+class WholeCall:
+    """A call as far as it has come."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def json(self) -> Json:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+@dataclass(slots=True)
+class Answer:
+    """Collects one answer. `finish` is set when it is over."""
+
+    parser: AnswerParser
+    stops: StopTexts
+    first_call: int
+    prompt_tokens: int
+    started_s: float = field(default_factory=time.monotonic)
+    ids: list[int] = field(default_factory=list)
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[WholeCall] = field(default_factory=list)
+    cached_tokens: int = 0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    finish: FinishReason | None = None
+
+    def prefilled(self, event: Prefilled) -> None:
+        self.cached_tokens = event.cached
+
+    def sampled(self, ids: tuple[int, ...]) -> list[Json]:
+        """The deltas that these tokens give. A stop text ends the answer here: `finish` is set then."""
+        now = time.monotonic()
+        if not self.ids:
+            self.prefill_s = now - self.started_s
+        self.decode_s = now - self.started_s - self.prefill_s
+        deltas: list[Json] = []
+        for token in ids:
+            self.ids.append(token)
+            deltas += self._deltas(self.parser.push(token))
+            if self.stops.hit:
+                self.finish = "stop"
+                break
+        return deltas
+
+    def finished(self, event: Finished) -> list[Json]:
+        """The last deltas."""
+        deltas = self._deltas(self.parser.finish())
+        rest = self.stops.finish()
+        if rest:
+            self.text.append(rest)
+            deltas.append({"content": rest})
+        self.cached_tokens = event.cached_tokens
+        self.prefill_s, self.decode_s = event.prefill_s, event.decode_s
+        self.finish = self._reason(event.reason)
+        return deltas
+
+    def message(self) -> Json:
+        """The whole assistant message."""
+        message: Json = {"role": "assistant", "content": "".join(self.text) or None}
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.calls:
+            message["tool_calls"] = [call.json() for call in self.calls]
+        return message
+
+    def usage(self) -> Json:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": len(self.ids),
+            "total_tokens": self.prompt_tokens + len(self.ids),
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
+
+    def extension(self, fingerprint: str) -> Json:
+        return {
+            "token_ids": self.ids,
+            "fingerprint": fingerprint,
+            "prefill_s": round(self.prefill_s, 4),
+            "decode_s": round(self.decode_s, 4),
+        }
+
+    def _reason(self, reason: StopReason) -> FinishReason:
+        return "tool_calls" if reason == "stop" and self.calls else reason
+
+    def _deltas(self, pieces: list[Output]) -> list[Json]:
+        deltas: list[Json] = []
+        for piece in pieces:
+            match piece:
+                case TextOut(text):
+                    text = self.stops.push(text)
+                    if text:
+                        self.text.append(text)
+                        deltas.append({"content": text})
+                case ReasoningOut(text):
+                    self.reasoning.append(text)
+                    deltas.append({"reasoning_content": text})
+                case CallOut():
+                    deltas.append({"tool_calls": [self._call_delta(piece)]})
+        return deltas
+
+    def _call_delta(self, piece: CallOut) -> Json:
+        """The first piece of a call carries its id and name."""
+        if piece.index < len(self.calls):
+            self.calls[piece.index].arguments += piece.arguments
+            return {"index": piece.index, "function": {"arguments": piece.arguments}}
+        call = WholeCall(f"call_{self.first_call + piece.index}", piece.name, piece.arguments)
+        self.calls.append(call)
+        return {"index": piece.index, **call.json()}

@@ -1,0 +1,177 @@
+"""A loaded model with its cache, engine, chat format and grammar vocabulary; and how a request becomes a generation."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kcode_backend.chat.families import chat_format
+from kcode_backend.chat.format import AnswerParser, ChatFormat, ChatMessage, ToolDeclaration
+from kcode_backend.chat.grammar import AnswerConstraint, BadGrammar, CallConstraint, CallGrammar, GrammarVocabulary
+from kcode_backend.engine.engine import Engine
+from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
+from kcode_backend.kv.cache import KVCache, bytes_per_token
+from kcode_backend.kv.pool import BLOCK_TOKENS
+from kcode_backend.models.load import load
+from kcode_backend.models.model import Model
+
+KV_MEMORY_SHARE = 0.25
+"""Of the memory that is available when the engine starts."""
+KV_CONTEXTS = 2
+"""The cache never holds more than this many full contexts: one at work, one of other branches and sessions."""
+_PREPARED_GRAMMARS = 32
+_CALL_ID = re.compile(r"call_(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A checked request. `choice` is "auto", "none", "required" or "named" with `named` set."""
+
+    messages: Sequence[ChatMessage]
+    tools: Sequence[ToolDeclaration]
+    choice: str
+    named: str | None
+    sampling: SamplingParams
+    max_tokens: int | None
+    grammar: str | None
+    prefix: str
+    priority: int
+    single_call: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything of a generation but its sink, with the parser of its answer and the number of its first call."""
+
+    prompt: tuple[int, ...]
+    forced: tuple[int, ...]
+    constraint: Constraint | None
+    banned: tuple[int, ...]
+    ask: Ask
+    parser: AnswerParser
+    first_call: int
+
+    def generation(self, sink: Sink, stop_ids: frozenset[int]) -> Generation:
+        return Generation(
+            prompt=self.prompt,
+            sink=sink,
+            sampling=self.ask.sampling,
+            max_tokens=self.ask.max_tokens or 1 << 30,
+            forced=self.forced,
+            stop_ids=stop_ids,
+            banned=self.banned,
+            constraint=self.constraint,
+            priority=self.ask.priority,
+        )
+
+
+class Serving:
+    """One model, ready to answer. Thread-safe."""
+
+    def __init__(self, model: Model, kv: KVCache, context_limit: int) -> None:
+        self.model = model
+        self.format: ChatFormat = chat_format(model)
+        self.engine = Engine(model, kv, context_limit)
+        markers = self.format.markers
+        self._call_ids = frozenset((markers.open_id, markers.close_id)) if markers else frozenset[int]()
+        self._unsampled = _unsampled(model) - self.format.stop_ids
+        self._grammars: OrderedDict[str, CallGrammar] = OrderedDict()
+        # Needed by the first request with tools, not before: it is built while the first prompt comes in.
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grammar")
+        self._vocabulary: Future[GrammarVocabulary] = pool.submit(
+            GrammarVocabulary, model.tokenizer, model.config.vocab, self.format.stop_ids
+        )
+        pool.shutdown(wait=False)
+        self.engine.start()
+
+    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[ToolDeclaration]) -> list[int]:
+        """The ids of a conversation up to where the answer begins. Raises BadConversation."""
+        return self.format.prompt(messages, tools)
+
+    def prepare(self, ask: Ask) -> Prepared:
+        """Raises BadConversation and BadGrammar; the latter also when the prefix contradicts the grammar."""
+        prompt = self.prompt(ask.messages, ask.tools)
+        forced = self.format.answer_ids(ask.prefix) if ask.prefix else []
+        calls = ask.choice != "none" and bool(ask.tools)
+        constraint: Constraint | None = None
+        if ask.grammar is not None:
+            constraint = AnswerConstraint(self._vocabulary.result(), ask.grammar)
+        elif calls:
+            constraint = CallConstraint(self._call_grammar(ask), 1 if ask.single_call else None)
+            markers = self.format.markers
+            if ask.choice in ("required", "named") and markers and markers.open_id not in forced:
+                forced = [*forced, markers.open_id]
+        if constraint:
+            forced = _accept(constraint, forced)
+        return Prepared(
+            prompt=tuple(prompt),
+            forced=tuple(forced),
+            constraint=constraint,
+            banned=tuple(sorted(self._unsampled if not calls else self._unsampled - self._call_ids)),
+            ask=ask,
+            parser=self.format.parser(ask.tools if ask.choice != "none" else ()),
+            first_call=_next_call(ask.messages),
+        )
+
+    def _call_grammar(self, ask: Ask) -> CallGrammar:
+        tools = [tool for tool in ask.tools if ask.choice != "named" or tool.name == ask.named]
+        if not tools:
+            raise BadGrammar(f"tool_choice names {ask.named!r}, which is not among the tools")
+        key = "\n".join(tool.json for tool in tools)
+        grammar = self._grammars.get(key)
+        if grammar is None:
+            assert self.format.markers, "the format refused tools when it wrote the prompt"
+            grammar = CallGrammar(self._vocabulary.result(), self.format.markers, tools)
+            self._grammars[key] = grammar
+            while len(self._grammars) > _PREPARED_GRAMMARS:
+                self._grammars.popitem(last=False)
+        return grammar
+
+
+def load_serving(path: Path, context: int | None, threads: int | None) -> Serving:
+    """Load a model file and start its engine. Raises ModelFileError."""
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    model = load(path)
+    limit = min(context or model.config.context_length, model.config.context_length)
+    wanted = KV_CONTEXTS * limit
+    room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_token(model.config)
+    tokens = max(BLOCK_TOKENS, min(wanted, room))
+    return Serving(model, KVCache.allocate(model.config, -(-tokens // BLOCK_TOKENS), BLOCK_TOKENS), limit)
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _accept(constraint: Constraint, forced: list[int]) -> list[int]:
+    """The forced tokens and those that the constraint forces after them."""
+    for token in forced:
+        constraint.accept(token)
+    following = constraint.forced()
+    for token in following:
+        constraint.accept(token)
+    return [*forced, *following]
+
+
+def _next_call(messages: Sequence[ChatMessage]) -> int:
+    """One more than the highest number of a call id in the history, so that ids never repeat in a conversation."""
+    numbers = [int(match[1]) for message in messages for call in message.calls if (match := _CALL_ID.fullmatch(call.id))]
+    return max(numbers, default=-1) + 1
+
+
+def _unsampled(model: Model) -> frozenset[int]:
+    """Ids that free text never contains: control and other special tokens, unused ids, and logits without a token."""
+    tokenizer = model.tokenizer
+    known = frozenset(tokenizer.encoding.encode_single_token(piece) for piece in tokenizer.encoding.token_byte_values())
+    return frozenset(range(model.config.vocab)) - known | frozenset(tokenizer.special_ids.values())
