@@ -190,13 +190,18 @@ class Transcript:
     @property
     def active(self) -> list[Record]:
         """The records that count: those no later Rewind took back."""
+        return [record for _, record in self.numbered]
+
+    @property
+    def numbered(self) -> list[tuple[int, Record]]:
+        """The active records with their numbers, which are the marks of Rewind."""
         kept: list[tuple[int, Record]] = []
         for number, record in enumerate(self._records):
             if isinstance(record, Rewind):
                 kept = [(index, item) for index, item in kept if index < record.mark]
             else:
                 kept.append((number, record))
-        return [record for _, record in kept]
+        return kept
 
     def append(self, record: Record) -> None:
         """On disk when it returns."""

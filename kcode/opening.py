@@ -1,0 +1,182 @@
+"""Puts a session together from the settings: the one place where model, sandbox, tools and profile meet."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import kcode
+from kcode.approval import Approval, ApprovalMode, Asker
+from kcode.checkpoint import Checkpoints
+from kcode.context import Context
+from kcode.errors import SandboxUnavailable, StartError
+from kcode.loop import work
+from kcode.messages import system
+from kcode.model import ChatModel
+from kcode.models.http import HttpModel
+from kcode.models.local import EngineOptions, LocalModel
+from kcode.models.scripted import ScriptedModel, read_script
+from kcode.paths import Paths
+from kcode.profiles import Profile, choose_profile, limits_for, sampling_for
+from kcode.session import Equipment, Session
+from kcode.settings import Settings
+from kcode.steps import Driver
+from kcode.tools.toolbox import build_specs, build_tools
+from kcode.transcript import Opened, SessionInfo, Transcript, create, find_session, list_sessions, open_existing, utc_now
+from kcode_prompts.prompt import load
+from kcode_sandbox.detect import open_sandbox
+from kcode_sandbox.environment import clean_environment
+from kcode_sandbox.errors import SandboxError
+from kcode_sandbox.policy import Policy
+from kcode_sandbox.sandbox import Sandbox
+
+SCRIPTED = "scripted:"
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenModel:
+    """`spec` is what names the model again when the session is resumed."""
+
+    model: ChatModel
+    spec: str
+    local: bool
+    file_bytes: int = 0
+
+
+def choose_model(settings: Settings, paths: Paths) -> ChosenModel:
+    """The model the settings name. Raises StartError (ModelNotFound with the command that installs one)."""
+    if settings.model.startswith(SCRIPTED):
+        script = read_script(Path(settings.model.removeprefix(SCRIPTED)))
+        return ChosenModel(ScriptedModel(script), settings.model, local=False)
+    if settings.base_url:
+        model = HttpModel(settings.base_url, settings.model, settings.api_key, settings.api_key_env)
+        return ChosenModel(model, settings.model, local=False)
+    from kcode.commands.models import installed_model
+
+    file = installed_model(settings.model, paths.models)
+    options = EngineOptions(file, settings.context_limit, settings.threads, settings.engine_idle_s)
+    return ChosenModel(LocalModel(options, paths.runtime, paths.logs), str(file), local=True, file_bytes=file.stat().st_size)
+
+
+def driver_of(profile: Profile) -> Driver:
+    """The free loop, or the driver that leads a small model by the hand."""
+    return work
+
+
+async def open_policy(settings: Settings, workspace: Path) -> Sandbox:
+    """The started sandbox for these settings. Raises SandboxUnavailable."""
+    environment = tuple(sorted(clean_environment(os.environ).items()))
+    policy = Policy(workspace, profile=settings.sandbox, network=settings.network, environment=environment)
+    try:
+        sandbox = open_sandbox(policy)
+        await sandbox.start()
+    except SandboxError as error:
+        raise SandboxUnavailable(str(error)) from error
+    return sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class PastSession:
+    """A line of the session picker; `when` is local time."""
+
+    id: str
+    title: str
+    when: str
+
+
+class Sessions:
+    """Opens the sessions of one workspace: an existing folder, absolute and without links in its path."""
+
+    def __init__(self, settings: Settings, workspace: Path, paths: Paths, default_mode: ApprovalMode) -> None:
+        self._settings = settings
+        self._workspace = workspace
+        self._paths = paths
+        self._default_mode: ApprovalMode = default_mode
+
+    async def open(self, resume_id: str | None, model: str | None, ask: Asker | None) -> Session:
+        """A new session, the one whose id begins with `resume_id`, or with "" the last one used.
+
+        `model` overrides the settings' one; a resumed session keeps its own model unless one is named. The model is not
+        started yet: `Session.start` or the first turn does that.
+        """
+        settings = self._settings if model is None else replace(self._settings, model=model)
+        folder = self._paths.sessions(self._workspace)
+        transcript = None
+        if resume_id is not None:
+            transcript = open_existing(find_session(folder, resume_id))
+            if not settings.model and not settings.base_url:
+                settings = replace(settings, model=_last_model(transcript))
+        try:
+            return await self._assemble(settings, transcript, folder, ask)
+        except BaseException:
+            if transcript is not None:
+                transcript.close()
+            raise
+
+    async def past(self) -> Sequence[PastSession]:
+        return [
+            PastSession(info.session_id, info.title, _when(info)) for info in list_sessions(self._paths.sessions(self._workspace))
+        ]
+
+    async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
+        chosen = choose_model(settings, self._paths)
+        sandbox = await open_policy(settings, self._workspace)
+        try:
+            if not chosen.model.name:
+                await chosen.model.start()
+            profile = choose_profile(settings, chosen.model.name, local=chosen.local, file_bytes=chosen.file_bytes)
+            tools = build_tools(sandbox, self._workspace, profile.tools)
+            checkpoints = Checkpoints(self._workspace, self._paths.checkpoints(self._workspace))
+            mode: ApprovalMode = settings.approval_mode or self._default_mode
+            equipment = Equipment(
+                model=chosen.model,
+                sandbox=sandbox,
+                tools=tools,
+                specs=build_specs(tools),
+                profile=profile,
+                limits=limits_for(profile, settings),
+                sampling=sampling_for(profile, settings),
+                driver=driver_of(profile),
+                approval=Approval(mode, ask, checkpoints.is_dirty),
+                checkpoints=checkpoints,
+            )
+            if transcript is None:
+                transcript = create(folder, self._workspace, kcode.__version__)
+            transcript.append(Opened(utc_now(), chosen.spec, profile.name, sandbox.description))
+            context = Context(transcript, settings.context_limit or None)
+            if not context.messages:
+                context.add(system(_system_text(profile, self._workspace, sandbox)))
+        except BaseException:
+            await sandbox.close()
+            await chosen.model.close()
+            raise
+        return Session(equipment, transcript, context)
+
+
+def _system_text(profile: Profile, workspace: Path, sandbox: Sandbox) -> str:
+    """The head of the conversation: nothing in it changes while the session lives."""
+    if profile.prompt == "system":
+        return load("system", workspace=str(workspace), sandbox=sandbox.description)
+    return load(profile.prompt)
+
+
+def _last_model(transcript: Transcript) -> str:
+    return next((record.model for record in reversed(transcript.records) if isinstance(record, Opened)), "")
+
+
+def _when(info: SessionInfo) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(info.modified))
+
+
+def check_workspace(folder: Path) -> Path:
+    """`folder` as a workspace: absolute, links resolved. Raises StartError when it is no folder."""
+    try:
+        real = folder.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"--cd {folder}: there is no such folder") from error
+    if not real.is_dir():
+        raise StartError(f"--cd {folder}: it is not a folder")
+    return real

@@ -1,0 +1,211 @@
+"""One conversation: turns in, events out, everything on disk before it is relied on."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from kcode.approval import Approval, ApprovalMode
+from kcode.checkpoint import Checkpoints
+from kcode.context import Context
+from kcode.events import Event, TurnFinished
+from kcode.loop import RunningTurn
+from kcode.messages import Message
+from kcode.model import ChatModel, Sampling, ToolSpec
+from kcode.profiles import Profile
+from kcode.steps import Driver, Emit, Limits, Steps
+from kcode.tools.tool import Tool
+from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
+from kcode_sandbox.sandbox import Sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a session works with. The session owns model and sandbox and closes them."""
+
+    model: ChatModel
+    sandbox: Sandbox
+    tools: tuple[Tool[BaseModel], ...]
+    specs: tuple[ToolSpec, ...]
+    profile: Profile
+    limits: Limits
+    sampling: Sampling
+    driver: Driver
+    approval: Approval
+    checkpoints: Checkpoints | None
+
+
+class Session:
+    """An open conversation over one workspace. One turn at a time; all calls from one event loop."""
+
+    def __init__(self, equipment: Equipment, transcript: Transcript, context: Context) -> None:
+        self._equipment = equipment
+        self._transcript = transcript
+        self._context = context
+        self._inbox: deque[str] = deque()
+        self._running: RunningTurn | None = None
+
+    @property
+    def id(self) -> str:
+        return self._transcript.header.session_id
+
+    @property
+    def transcript_path(self) -> Path:
+        return self._transcript.path
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """What counts of the transcript, oldest first: with results' displays, for showing a resumed session."""
+        return self._transcript.active
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        return self._context.messages
+
+    @property
+    def model_name(self) -> str:
+        return self._equipment.model.name
+
+    @property
+    def profile(self) -> Profile:
+        return self._equipment.profile
+
+    @property
+    def context_limit(self) -> int | None:
+        return self._context.limit_for(self._equipment.model)
+
+    @property
+    def context_used(self) -> int:
+        """Tokens of the conversation as the model last counted them."""
+        return self._context.used_tokens
+
+    @property
+    def sandbox_description(self) -> str:
+        return self._equipment.sandbox.description
+
+    @property
+    def approval_mode(self) -> ApprovalMode:
+        return self._equipment.approval.mode
+
+    def set_approval_mode(self, mode: ApprovalMode) -> None:
+        """In force from the next call on."""
+        self._equipment.approval.mode = mode
+
+    async def start(self) -> None:
+        """Make the model ready. Raises StartError; `submit` does it as well, so this only brings the wait forward."""
+        await self._equipment.model.start()
+
+    async def submit(self, text: str) -> AsyncGenerator[Event, None]:
+        """One turn; the last event is its TurnFinished. Closing the generator interrupts the turn.
+
+        Raises StartError before the first event when the model cannot be made ready. What happened is in the transcript
+        whichever way this ends.
+        """
+        assert self._running is None, "a turn is running; steer it or wait for its end"
+        await self.start()
+        number = sum(1 for record in self._transcript.records if isinstance(record, Turn)) + 1
+        self._transcript.append(Turn(number, text, utc_now()))
+        turn = self._running = RunningTurn(number, text, self._equipment.driver, self._open_steps)
+        ended = False
+        try:
+            async with aclosing(turn.events()) as events:
+                async for event in events:
+                    if isinstance(event, TurnFinished):
+                        self._end(event)
+                        ended = True
+                    yield event
+        finally:
+            self._running = None
+            if not ended:
+                self._end(turn.finished)
+
+    def steer(self, text: str) -> bool:
+        """Say something to the running turn: the model reads it after the current step. False when no turn is running."""
+        if self._running is None:
+            return False
+        self._inbox.append(text)
+        return True
+
+    def interrupt(self) -> None:
+        """End the running turn soon; its TurnFinished says "interrupted". Without a turn it does nothing."""
+        if self._running is not None:
+            self._running.interrupt()
+
+    async def diff(self, *, last_turn: bool = False) -> str:
+        """What the session (or its last turn) changed, as a unified diff; "" for nothing."""
+        checkpoints = self._equipment.checkpoints
+        first = self._first_checkpoint(self._last_turn() if last_turn else 0)
+        if checkpoints is None or not first:
+            return ""
+        return await checkpoints.diff(first)
+
+    async def undo(self) -> str:
+        """Take the last turn back, its changes and its messages; one line that says what was done.
+
+        The tree as it was is kept as a checkpoint, which `restore` brings back.
+        """
+        assert self._running is None, "interrupt the turn before undoing it"
+        mark = self._last_turn()
+        if mark == 0:
+            return "there is no turn to take back"
+        turn = self._transcript.records[mark]
+        said = " ".join(turn.text.split())[:60] if isinstance(turn, Turn) else ""
+        first = self._first_checkpoint(mark)
+        checkpoints = self._equipment.checkpoints
+        restored = "it changed no files"
+        if first and checkpoints is not None:
+            before = await checkpoints.snapshot()
+            self._context.add_checkpoint(before)
+            await checkpoints.restore(first)
+            restored = f"files are as they were before it (undone state: {before[:12]})" if before != first else restored
+        self._context.rewind(mark)
+        return f"took back {said!r}: {restored}"
+
+    async def restore(self, snapshot: str) -> None:
+        """Bring the tree back to a checkpoint named by its full id."""
+        if self._equipment.checkpoints is not None:
+            await self._equipment.checkpoints.restore(snapshot)
+
+    async def close(self) -> None:
+        """End the sandbox and everything in it, let go of the model and the transcript. Idempotent."""
+        self.interrupt()
+        try:
+            await self._equipment.sandbox.close()
+        finally:
+            await self._equipment.model.close()
+            self._transcript.close()
+
+    def _open_steps(self, emit: Emit) -> Steps:
+        equipment = self._equipment
+        return Steps(
+            model=equipment.model,
+            tools=equipment.tools,
+            specs=equipment.specs,
+            approval=equipment.approval,
+            journal=self._context,
+            tree=equipment.checkpoints,
+            limits=equipment.limits,
+            sampling=equipment.sampling,
+            session_id=self.id,
+            inbox=self._inbox,
+            emit=emit,
+        )
+
+    def _end(self, event: TurnFinished) -> None:
+        self._transcript.append(TurnEnd(event.turn, event.status, event.reason, event.result, event.usage))
+
+    def _last_turn(self) -> int:
+        """The number of the record that began the last turn not taken back; 0 for none (that is the header)."""
+        return max((number for number, record in self._transcript.numbered if isinstance(record, Turn)), default=0)
+
+    def _first_checkpoint(self, since: int) -> str:
+        """The first snapshot among the active records from number `since` on."""
+        for number, record in self._transcript.numbered:
+            if number >= since and isinstance(record, Checkpoint):
+                return record.snapshot
+        return ""
