@@ -75,7 +75,7 @@ def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torc
     if table.dim() != 2 or table.shape[1] > width or table.shape[1] % 2:
         raise ValueError(f"table has shape {tuple(table.shape)}; its width must be even and at most the head size {width}")
     _indices("positions", positions, n)
-    if n and not (0 <= int(positions.min()) and int(positions.max()) < table.shape[0]):
+    if n and not (int(positions.min()) >= 0 and int(positions.max()) < table.shape[0]):
         raise ValueError(f"positions {int(positions.min())}..{int(positions.max())} are outside of the table's {table.shape[0]}")
     kernels = native.active()
     if kernels is None:
@@ -110,7 +110,7 @@ def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: t
     _cache(k_cache, v_cache, heads, width)
     _indices("slots", slots, n)
     total = k_cache.shape[0] * k_cache.shape[1]
-    if n and not (0 <= int(slots.min()) and int(slots.max()) < total):
+    if n and not (int(slots.min()) >= 0 and int(slots.max()) < total):
         raise ValueError(f"slots {int(slots.min())}..{int(slots.max())} are outside of the cache's {total}")
     kernels = native.active()
     if kernels is None:
@@ -168,7 +168,7 @@ def _check_sequences(
         if not 0 <= queries <= context <= max_blocks * block_size:
             raise ValueError(f"sequence {sequence}: {queries} queries, context {context}, {max_blocks} blocks of {block_size}")
         used = block_tables[sequence, : -(-context // block_size)]
-        if context and not (0 <= int(used.min()) and int(used.max()) < blocks):
+        if context and not (int(used.min()) >= 0 and int(used.max()) < blocks):
             raise ValueError(
                 f"sequence {sequence}: blocks {int(used.min())}..{int(used.max())} are outside of the cache's {blocks}"
             )

@@ -87,7 +87,7 @@ def dequantize(weight: PackedWeight) -> npt.NDArray[np.float32]:
 
 def dequantize_rows(weight: PackedWeight, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
     """The chosen rows as float32 [len(rows), in]; rows must lie in [0, out)."""
-    if rows.size and not (0 <= int(rows.min()) and int(rows.max()) < weight.shape[0]):
+    if rows.size and not (int(rows.min()) >= 0 and int(rows.max()) < weight.shape[0]):
         raise ValueError(f"rows {int(rows.min())}..{int(rows.max())} are outside of 0..{weight.shape[0] - 1}")
     out = np.empty((rows.size, weight.shape[1]), dtype=np.float32)
     kernels = native.active()

@@ -1,0 +1,115 @@
+// The C interface that native.py calls. Pointers and sizes are checked there and in ops.py; here only the choice of the
+// instruction set remains. Numbers: 0 portable, 1 AVX2, 2 AVX-512-VNNI.
+#include "layout.h"
+#include "pack.h"
+#include "pool.h"
+
+#define KC_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+const KernelTable *table(int isa) {
+#if KC_X86
+    if (isa == 1) return &kc_table_avx2;
+    if (isa == 2) return &kc_table_avx512vnni;
+#endif
+    (void)isa;
+    return &kc_table_portable;
+}
+
+struct Probe {
+    const uint8_t *data;
+    int64_t bytes, chunk;
+};
+
+void probe_chunk(void *context, int task, int) {
+    const Probe &probe = *static_cast<const Probe *>(context);
+    typedef uint64_t Word __attribute__((vector_size(16)));
+    const int64_t first = task * probe.chunk, end = first + probe.chunk < probe.bytes ? first + probe.chunk : probe.bytes;
+    Word sums[4] = {};
+    for (int64_t i = first; i + 64 <= end; i += 64)
+        for (int j = 0; j < 4; j++) {
+            Word word;
+            memcpy(&word, probe.data + i + 16 * j, 16);
+            sums[j] += word;
+        }
+    const Word sum = sums[0] + sums[1] + sums[2] + sums[3];
+    volatile uint64_t keep = sum[0] + sum[1];
+    (void)keep;
+}
+
+}  // namespace
+
+KC_EXPORT int kc_supported(int isa) {
+    if (isa == 0) return 1;
+#if KC_X86
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (isa == 1) return avx2;
+#if defined(KC_EMULATE_AVX512)
+    if (isa == 2) return avx2;
+#else
+    if (isa == 2)
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#endif
+#endif
+    return 0;
+}
+
+KC_EXPORT int kc_lanes(int isa) { return table(isa)->lanes; }
+KC_EXPORT void kc_set_threads(int count) { pool_set_threads(count); }
+KC_EXPORT int kc_threads() { return pool_threads(); }
+
+KC_EXPORT int64_t kc_packed_bytes(int format, int rows, int columns, int lanes) { return packed_bytes(format, rows, columns, lanes); }
+
+KC_EXPORT void kc_pack(int format, const uint8_t *source, int rows, int columns, int lanes, uint8_t *packed) {
+    pack_rows(format, source, rows, columns, lanes, packed);
+}
+
+KC_EXPORT void kc_unpack_rows(int format, const uint8_t *data, int columns, int lanes, const int32_t *ids, int count, float *out) {
+    unpack_rows(format, data, columns, lanes, ids, count, out);
+}
+
+// 1: a part is packed for another number of lanes, or there are too many parts; nothing was computed.
+KC_EXPORT int kc_linear(int isa, const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out) {
+    const KernelTable *kernels = table(isa);
+    if (part_count > 8) return 1;
+    for (int i = 0; i < part_count; i++)
+        if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
+    if (tokens > 0) kernels->linear(parts, part_count, x, tokens, bias, out);
+    return 0;
+}
+
+KC_EXPORT void kc_rms_norm(int isa, const float *x, float *residual, const float *weight, float eps, int rows, int width, float *out) {
+    table(isa)->rms_norm(x, residual, weight, eps, rows, width, out);
+}
+
+KC_EXPORT void kc_rope(int isa, float *q, int64_t q_stride, int heads, float *k, int64_t k_stride, int kv_heads, int tokens, int width,
+                       const int32_t *positions, const float *cos_sin, int rotary, int interleaved) {
+    const RopeCall call{q, q_stride, heads, k, k_stride, kv_heads, tokens, width, positions, cos_sin, rotary, interleaved};
+    table(isa)->rope(&call);
+}
+
+KC_EXPORT void kc_silu_mul(int isa, const float *gate_up, int rows, int width, float *out) {
+    table(isa)->silu_mul(gate_up, rows, width, out);
+}
+
+KC_EXPORT void kc_store_kv(int isa, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens, int row,
+                           uint16_t *k_cache, uint16_t *v_cache, const int32_t *slots) {
+    table(isa)->store_kv(k, k_stride, v, v_stride, tokens, row, k_cache, v_cache, slots);
+}
+
+KC_EXPORT void kc_attention(int isa, const float *q, int64_t q_stride, const uint16_t *k_cache, const uint16_t *v_cache,
+                            const int32_t *block_tables, int max_blocks, const int32_t *seq_starts, const int32_t *context_lens, int seqs,
+                            int heads, int kv_heads, int width, int block_size, float scale, float *out) {
+    const AttentionCall call{q,    q_stride, k_cache,  v_cache, block_tables, max_blocks, seq_starts, context_lens,
+                             seqs, heads,    kv_heads, width,   block_size,   scale,      out};
+    table(isa)->attention(&call);
+}
+
+// Reads `bytes` bytes once with all threads.
+KC_EXPORT void kc_read_probe(const uint8_t *data, int64_t bytes) {
+    Probe probe{data, bytes, 1 << 18};
+    pool_run((int)((bytes + probe.chunk - 1) / probe.chunk), probe_chunk, &probe);
+}

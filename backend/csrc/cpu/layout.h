@@ -1,0 +1,140 @@
+// Geometry of packed weights and the tables shared by all translation units.
+//
+// A packed matrix is a sequence of tiles: `lanes` rows (8 or 16) by one block of columns (256 for K-quants, 32 for
+// Q4_0 and Q8_0), row groups outermost. Rows past the last are zero. Inside a tile, "quad j" means columns 4j..4j+3;
+// a vector of lanes*4 bytes holds one quad of every row, so that one dot-product instruction serves all rows.
+//   group: 32 columns = 8 quads.
+//   nibbles of group g: 4 vectors; vector i has quad i in the low and quad 4+i in the high nibbles.
+//   Q4_0 : nibbles[4*lanes*4], d f16[lanes]
+//   Q8_0 : quads[8*lanes*4] (signed), d f16[lanes]
+//   Q4_K : 8 groups of nibbles, scale pairs u8[4][lanes][2], minimum pairs u8[4][lanes][2], d f16[lanes], dmin f16[lanes]
+//   Q5_K : as Q4_K, then fifth bits: one vector per group, bit j of a byte belongs to quad j
+//   Q6_K : 8 groups of nibbles, upper bits: two vectors per group, vector a has quad 4a+k in bits 2k..2k+1,
+//          scale pairs i8[8][lanes][2] (16 columns each), d f16[lanes]
+// Nothing is rounded: sub-scales stay integers and d stays the file's f16.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+enum Format { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 };
+
+// Rows of one format; lanes 0: plain rows as in the file. `PartDescriptor` of native.py.
+struct Part {
+    const uint8_t *data;
+    int32_t format, rows, columns, lanes;
+};
+
+static inline int block_columns(int format) {
+    switch (format) {
+    case Q4_0: case Q8_0: return 32;
+    case Q4_K: case Q5_K: case Q6_K: return 256;
+    default: return 1;
+    }
+}
+
+static inline int source_block_bytes(int format) {
+    switch (format) {
+    case F32: return 4;
+    case F16: case BF16: return 2;
+    case Q4_0: return 18;
+    case Q8_0: return 34;
+    case Q4_K: return 144;
+    case Q5_K: return 176;
+    case Q6_K: return 210;
+    default: return 0;
+    }
+}
+
+// Bytes per row of a tile, and the offsets of its parts, each to be multiplied by lanes.
+struct TileQ4_0 { static constexpr int d = 16, bytes = 18; };
+struct TileQ8_0 { static constexpr int d = 32, bytes = 34; };
+struct TileQ4_K { static constexpr int scales = 128, minimums = 136, d = 144, dmin = 146, bytes = 148; };
+struct TileQ5_K { static constexpr int scales = 128, minimums = 136, d = 144, dmin = 146, high = 148, bytes = 180; };
+struct TileQ6_K { static constexpr int high = 128, scales = 192, d = 208, bytes = 210; };
+
+static inline int tile_row_bytes(int format) {
+    switch (format) {
+    case Q4_0: return TileQ4_0::bytes;
+    case Q8_0: return TileQ8_0::bytes;
+    case Q4_K: return TileQ4_K::bytes;
+    case Q5_K: return TileQ5_K::bytes;
+    case Q6_K: return TileQ6_K::bytes;
+    default: return 0;
+    }
+}
+
+static inline float bits_to_float(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+static inline uint32_t float_to_bits(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline float half_to_float(uint16_t half) {
+    const uint32_t sign = (uint32_t)(half & 0x8000) << 16, magnitude = half & 0x7fff;
+    if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude & 0x3ff) << 13);
+    if (magnitude >= 0x0400) return bits_to_float(sign | ((magnitude << 13) + (112u << 23)));
+    const float subnormal = (float)magnitude * 5.9604644775390625e-8f;  // 2^-24, exact
+    return bits_to_float(sign | float_to_bits(subnormal));
+}
+
+// Round to nearest, ties to even; past the range becomes infinity.
+static inline uint16_t float_to_half(float value) {
+    const uint32_t bits = float_to_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return (uint16_t)(sign | 0x7e00);
+    if (magnitude >= 0x477ff000) return (uint16_t)(sign | 0x7c00);
+    if (magnitude < 0x38800000) {  // subnormal: let the float adder round at 2^-24
+        const float shifted = bits_to_float(magnitude) + 0.5f;
+        return (uint16_t)(sign | (float_to_bits(shifted) - 0x3f000000));
+    }
+    const uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return (uint16_t)(sign | ((rounded - (112u << 23)) >> 13));
+}
+
+// The operations of one instruction set. All are multithreaded and return when the work is done.
+struct AttentionCall {
+    const float *q;
+    int64_t q_stride;
+    const uint16_t *k_cache, *v_cache;
+    const int32_t *block_tables;
+    int max_blocks;
+    const int32_t *seq_starts, *context_lens;
+    int seqs, heads, kv_heads, width, block_size;
+    float scale;
+    float *out;
+};
+
+struct RopeCall {
+    float *q;
+    int64_t q_stride;
+    int heads;
+    float *k;
+    int64_t k_stride;
+    int kv_heads, tokens, width;
+    const int32_t *positions;
+    const float *table;
+    int rotary, interleaved;
+};
+
+struct KernelTable {
+    int lanes;
+    void (*linear)(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out);
+    void (*rms_norm)(const float *x, float *residual, const float *weight, float eps, int rows, int width, float *out);
+    void (*rope)(const RopeCall *call);
+    void (*silu_mul)(const float *gate_up, int rows, int width, float *out);
+    void (*store_kv)(const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens, int row, uint16_t *k_cache,
+                     uint16_t *v_cache, const int32_t *slots);
+    void (*attention)(const AttentionCall *call);
+};
+
+extern "C" {
+extern const KernelTable kc_table_portable;
+#if KC_X86
+extern const KernelTable kc_table_avx2, kc_table_avx512vnni;
+#endif
+}

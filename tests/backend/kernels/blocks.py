@@ -1,0 +1,35 @@
+"""Random GGUF blocks: gguf cannot quantise K-quants, but any bytes with sane f16 scales are valid blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kcode_backend.weights.quant import QuantFormat, row_bytes
+
+# Byte offsets of the float16 fields inside a block.
+_SCALES = {
+    QuantFormat.Q4_0: (0,),
+    QuantFormat.Q8_0: (0,),
+    QuantFormat.Q4_K: (0, 2),
+    QuantFormat.Q5_K: (0, 2),
+    QuantFormat.Q6_K: (208,),
+}
+
+
+def random_rows(quant: QuantFormat, rows: int, columns: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Raw bytes [rows, row_bytes] whose dequantised values have a spread of about one."""
+    rng = np.random.default_rng(seed)
+    if quant is QuantFormat.F32:
+        return rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint8)
+    if quant is QuantFormat.F16:
+        return rng.standard_normal((rows, columns)).astype(np.float16).view(np.uint8)
+    if quant is QuantFormat.BF16:
+        wide = rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint32)
+        return (wide >> 16).astype(np.uint16).view(np.uint8)
+    data = rng.integers(0, 256, (rows, row_bytes(quant, columns)), dtype=np.uint8)
+    blocks = data.reshape(rows, -1, quant.block_bytes)
+    for offset in _SCALES[quant]:
+        scale = (rng.uniform(0.5, 2.0, blocks.shape[:2]) * 1e-2).astype(np.float16)
+        blocks[:, :, offset : offset + 2] = scale[..., None].view(np.uint8)
+    return data
