@@ -89,6 +89,11 @@ class Session:
         return self._equipment.sandbox.description
 
     @property
+    def is_busy(self) -> bool:
+        """Whether a turn is running."""
+        return self._running is not None
+
+    @property
     def approval_mode(self) -> ApprovalMode:
         return self._equipment.approval.mode
 
