@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import socket
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from kcode_sandbox.cgroup import Group, make_group
 from kcode_sandbox.connection import Connection, start_process
 from kcode_sandbox.environment import DEFAULTS
 from kcode_sandbox.errors import SandboxUnavailableError
@@ -20,6 +20,7 @@ from kcode_sandbox.launch import PACKAGE, greet, worker_argv
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.repositories import Protection, protect
+from kcode_sandbox.seccomp import open_filter
 from kcode_sandbox.toolchains import Toolchains, find_toolchains, outermost, own_programs, visible_path, workspace_venvs
 
 HOME = "/home/kcode"
@@ -79,7 +80,7 @@ def _closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(files), tuple(folders)
 
 
-def bwrap_arguments(policy: Policy, around: Surroundings, git: Protection, seccomp_fd: int | None) -> list[str]:
+def bwrap_arguments(policy: Policy, around: Surroundings, git: Protection, seccomp_fd: int) -> list[str]:
     """The command line after `bwrap`. Mounts come in order: a later one lies on top of an earlier one."""
     workspace = str(policy.workspace)
     writable = policy.profile == "workspace-write"
@@ -106,9 +107,7 @@ def bwrap_arguments(policy: Policy, around: Surroundings, git: Protection, secco
     arguments += ["--ro-bind", str(PACKAGE), f"{INSIDE}/{PACKAGE.name}"]
     for name, path in around.programs:
         arguments += ["--ro-bind", str(path), f"{INSIDE}/bin/{name}"]
-    arguments += ["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", workspace]
-    if seccomp_fd is not None:
-        arguments += ["--seccomp", str(seccomp_fd)]
+    arguments += ["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", workspace, "--seccomp", str(seccomp_fd)]
     return [*arguments, "--", *worker_argv(f"{INSIDE}/{PACKAGE.name}")]
 
 
@@ -156,16 +155,18 @@ class BubblewrapBackend:
     def __init__(self, binaries: Sequence[Path]) -> None:
         self._binaries = tuple(binaries)
         self._git = Protection()
+        self._group = Group()
 
     def description(self, policy: Policy) -> str:
         return f"bubblewrap · {policy.profile} · network {policy.network}"
 
     async def launch(self, policy: Policy) -> Connection:
-        home = Path(dict(policy.environment).get("HOME") or Path.home()).resolve()
+        home = home_of(policy)
         check_workspace(policy.workspace, home)
         around = survey(policy, home)
         if policy.profile == "workspace-write":
             self._git = protect(policy.workspace)
+        self._group = make_group(policy.limits.processes, policy.limits.memory_bytes)
         refusals: list[str] = []
         try:
             for binary in self._binaries:
@@ -182,13 +183,15 @@ class BubblewrapBackend:
     async def _launch_with(self, binary: Path, policy: Policy, around: Surroundings, home: Path) -> Connection:
         with ExitStack() as stack:
             canary, listener = _set_canaries(stack)
-            arguments = bwrap_arguments(policy, around, self._git, None)
-            connection = await start_process([str(binary), *arguments], LAUNCH_ENVIRONMENT, "/")
+            seccomp_fd = open_filter()
+            stack.callback(os.close, seccomp_fd)
+            argv = [str(binary), *bwrap_arguments(policy, around, self._git, seccomp_fd)]
+            connection = await start_process(self._group.wrap(argv), LAUNCH_ENVIRONMENT, "/", [seccomp_fd])
             hello: Head = {
                 "workspace": str(policy.workspace),
                 "environment": inner_environment(policy, around, home),
                 "private_home": True,
-                "limits": _limits_of(policy),
+                "limits": _limits_of(policy, self._group),
                 "check": {
                     "canary": str(canary),
                     "port": listener.getsockname()[1],
@@ -205,6 +208,11 @@ class BubblewrapBackend:
 
     def tidy(self) -> None:
         self._git.release()
+        self._group.remove()
+
+
+def home_of(policy: Policy) -> Path:
+    return Path(dict(policy.environment).get("HOME") or Path.home()).resolve()
 
 
 def check_workspace(workspace: Path, home: Path) -> None:
@@ -228,13 +236,14 @@ def _set_canaries(stack: ExitStack) -> tuple[Path, socket.socket]:
     return canary, listener
 
 
-def _limits_of(policy: Policy) -> Head:
+def _limits_of(policy: Policy, group: Group) -> Head:
+    """Bounds the worker sets for itself and its children; the group's bound of memory is the better one."""
     limits = policy.limits
     return {
         "processes": limits.processes,
         "file_bytes": limits.file_bytes,
         "open_files": limits.open_files,
-        "memory_bytes": limits.memory_bytes,
+        "memory_bytes": None if group.bounds_memory else limits.memory_bytes,
     }
 
 
@@ -244,6 +253,7 @@ def find_fault(facts: Head, policy: Policy) -> str:
         (facts.get("cap_eff") == "0000000000000000", f"capabilities are left inside (CapEff {facts.get('cap_eff')!r})"),
         (facts.get("cap_bnd") == "0000000000000000", f"capabilities can be regained inside (CapBnd {facts.get('cap_bnd')!r})"),
         (facts.get("no_new_privs") == "1", "privileges can be gained inside (NoNewPrivs is not 1)"),
+        (facts.get("seccomp") == "2", "system calls are not filtered (Seccomp is not 2)"),
         (facts.get("canary_readable") is False, "a file outside the workspace can be read"),
         (policy.network == "on" or facts.get("port_reachable") is False, "the host's network can be reached"),
         (facts.get("namespace_possible") is False, "new user namespaces can be made inside"),

@@ -94,21 +94,21 @@ def open_sandbox(policy: Policy) -> Sandbox:
 def probe() -> SandboxReport:
     """Start a sandbox in an empty folder and run a program in it. Blocks; not for use inside an event loop."""
     found = tuple(candidates())
-    try:
-        detail = asyncio.run(_try())
-    except SandboxUnavailableError as error:
-        return SandboxReport(False, str(error), found)
+    with tempfile.TemporaryDirectory(prefix="kcode-probe-") as folder:
+        try:
+            detail = asyncio.run(_try(Path(folder).resolve()))
+        except SandboxUnavailableError as error:
+            return SandboxReport(False, str(error), found)
     return SandboxReport(True, detail, found)
 
 
-async def _try() -> str:
-    with tempfile.TemporaryDirectory(prefix="kcode-probe-") as folder:
-        sandbox = open_sandbox(Policy(Path(folder).resolve()))
-        await sandbox.start()
-        try:
-            result = await sandbox.exec(["true"], timeout_s=10)
-        finally:
-            await sandbox.close()
+async def _try(folder: Path) -> str:
+    sandbox = open_sandbox(Policy(folder))
+    await sandbox.start()
+    try:
+        result = await sandbox.exec(["true"], timeout_s=10)
+    finally:
+        await sandbox.close()
     if result.exit_code != 0:
         raise SandboxUnavailableError(f"`true` ended with {result.exit_code} inside: {result.output[:200]!r}")
     return sandbox.description

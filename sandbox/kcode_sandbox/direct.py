@@ -8,8 +8,16 @@ from kcode_sandbox.connection import Connection, start_process
 from kcode_sandbox.environment import DEFAULTS
 from kcode_sandbox.launch import PACKAGE, greet, worker_argv
 from kcode_sandbox.policy import Policy
+from kcode_sandbox.toolchains import own_programs
 
 LAUNCH_ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin"}
+
+
+def direct_environment(policy: Policy) -> dict[str, str]:
+    """The policy's variables, with kcode's own programs at the end of PATH."""
+    given = {**DEFAULTS, "HOME": os.path.expanduser("~"), **dict(policy.environment)}
+    folders = dict.fromkeys(str(path.parent) for path in own_programs().values())
+    return given | {"PATH": ":".join((given["PATH"], *folders))}
 
 
 class DirectBackend:
@@ -20,7 +28,7 @@ class DirectBackend:
 
     async def launch(self, policy: Policy) -> Connection:
         connection = await start_process(worker_argv(str(PACKAGE)), LAUNCH_ENVIRONMENT, "/")
-        environment = {**DEFAULTS, "HOME": os.path.expanduser("~"), **dict(policy.environment)}
+        environment = direct_environment(policy)
         await greet(connection, {"workspace": str(policy.workspace), "environment": environment, "limits": {}})
         return connection
 

@@ -166,7 +166,8 @@ def _place_self_reference(path: Path) -> tuple[Path, int]:
     elif content != SELF:
         os.close(fd)
         raise SandboxUnavailableError(
-            f"{path} says {content[:80]!r}: a repository with its own .git folder has no such file; remove it if you did not make it"
+            f"{path} says {content[:80]!r}, but a repository with its own .git folder has no such file; "
+            "remove it if you did not make it"
         )
     return path, fd
 

@@ -10,7 +10,6 @@ import errno
 import os
 import resource
 import threading
-import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 
@@ -225,8 +224,5 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         Worker(source_fd, sink_fd).run()
-    except Exception:
-        traceback.print_exc()
     finally:
         kill_descendants(os.getpid())
-        os._exit(0)

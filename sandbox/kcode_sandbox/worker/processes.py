@@ -53,7 +53,12 @@ class Child:
 def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio) -> Child:
     """Start `argv` in its own session under a supervisor. Call it from the main thread only."""
     status_fd, report_fd = os.pipe()
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:
+        os.close(status_fd)
+        os.close(report_fd)
+        raise
     if pid == 0:
         try:
             _supervise(argv, cwd, environment, stdio, report_fd)
@@ -66,6 +71,7 @@ def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: 
 def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int) -> None:
     def end(signum: int, frame: object) -> None:
         kill_descendants(os.getpid())
+        reap()
         os._exit(0)
 
     signal.signal(signal.SIGTERM, end)
@@ -76,7 +82,11 @@ def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], st
     # A copy of another program's stdin pipe would keep that program from ever seeing its end.
     _close_all_but(ours)
     supervisor = os.getpid()
-    main = os.fork()
+    try:
+        main = os.fork()
+    except OSError as error:
+        os.write(report_fd, f"E{error.errno} {argv[0]}\n".encode(errors="surrogateescape"))
+        return
     if main == 0:
         _become(argv, cwd, environment, stdio, report_fd, supervisor)
     for fd in ours - {report_fd, -1}:
@@ -173,6 +183,15 @@ def kill_descendants(root: int, timeout_s: float = 5.0) -> bool:
                 send_signal(pid, step)
         time.sleep(0.002)
     return not descendants(root)
+
+
+def reap() -> None:
+    """Wait for every child that is dead already: the dead count against the limit of processes."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            continue
+    except ChildProcessError:
+        return
 
 
 def send_signal(pid: int, number: int) -> bool:
