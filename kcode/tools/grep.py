@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kcode.events import PlainDisplay
 from kcode.tools.refusal import Refusal, settle
-from kcode.tools.ripgrep import ripgrep_path
 from kcode.tools.tool import Access, Emit, Outcome
 from kcode.tools.truncate import GREP_LINES, clip_line, plain
-from kcode_sandbox.sandbox import Sandbox
+from kcode_sandbox.errors import FileError
+from kcode_sandbox.sandbox import ExecResult, Sandbox
 
 TIMEOUT_S = 30.0
 MATCH_CHARS = 300
-NOT_EXECUTABLE = {126, 127}
 
 
 class GrepArguments(BaseModel):
@@ -48,17 +49,8 @@ class GrepTool:
         return await settle(self.search(arguments))
 
     async def search(self, arguments: GrepArguments) -> Outcome:
-        binary = ripgrep_path()
-        if binary is None:
-            raise Refusal("ripgrep (rg) is not installed beside kcode; use bash with grep -rn")
-        result = await self.sandbox.exec(
-            [str(binary), *options(arguments), "-e", arguments.pattern, "--", arguments.path],
-            timeout_s=TIMEOUT_S,
-            separate_stderr=True,
-        )
+        result = await self.ripgrep([*options(arguments), "-e", arguments.pattern, "--", arguments.path])
         complaint = plain(result.stderr.decode(errors="replace")).strip()
-        if result.exit_code in NOT_EXECUTABLE:
-            raise Refusal(f"ripgrep at {binary} cannot be run inside the sandbox; use bash with grep -rn")
         if result.exit_code not in {0, 1, None} and not result.output:
             raise Refusal(complaint.removeprefix("rg: ") or f"ripgrep ended with exit code {result.exit_code}")
         lines = [clip_line(line, MATCH_CHARS + 200) for line in plain(result.output.decode(errors="replace")).splitlines()]
@@ -67,6 +59,20 @@ class GrepTool:
         if result.timed_out:
             text += f"\n[stopped after {TIMEOUT_S:.0f} s; narrow the path or the glob]"
         return Outcome(text, PlainDisplay(text))
+
+    async def ripgrep(self, words: list[str]) -> ExecResult:
+        """The sandbox has kcode's own ripgrep on its PATH; without walls it is where the wheel put it."""
+        for program in ("rg", own_ripgrep()):
+            try:
+                return await self.sandbox.exec([program, *words], timeout_s=TIMEOUT_S, separate_stderr=True)
+            except FileError as error:
+                if error.code != "ENOENT":
+                    raise
+        raise Refusal("ripgrep (rg) cannot be found; reinstall kcode, and use bash with grep -rn until then")
+
+
+def own_ripgrep() -> str:
+    return str(Path(sys.executable).parent / "rg")
 
 
 def options(arguments: GrepArguments) -> list[str]:

@@ -1,0 +1,87 @@
+"""The tools a session has, built in one place, and what the model is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from pydantic import BaseModel
+
+from kcode.model import JsonSchema, ToolSpec
+from kcode.tools.bash import BashTool
+from kcode.tools.create import CreateTool
+from kcode.tools.finish import FinishTool
+from kcode.tools.git import GitTool
+from kcode.tools.glob import GlobTool
+from kcode.tools.grep import GrepTool
+from kcode.tools.outputs import Outputs
+from kcode.tools.read import ReadTool
+from kcode.tools.rewrite_function import RewriteFunctionTool
+from kcode.tools.run_tests import RunTestsTool
+from kcode.tools.str_replace import StrReplaceTool
+from kcode.tools.textfile import ReadFiles
+from kcode.tools.tool import Tool
+from kcode_prompts.prompt import load
+from kcode_sandbox.sandbox import Sandbox
+
+# A tool whose `run` and `summary` take what its own `arguments` model parsed, and nothing else.
+AnyTool = Tool[BaseModel]
+
+
+def build_tools(sandbox: Sandbox, names: Sequence[str]) -> tuple[AnyTool, ...]:
+    """The named tools in that order, sharing what was read and where long outputs go. Raises ValueError for an unknown name."""
+    files = ReadFiles()
+    outputs = Outputs(sandbox)
+    tools = (
+        ReadTool(sandbox, files),
+        GrepTool(sandbox),
+        GlobTool(sandbox),
+        StrReplaceTool(sandbox, files),
+        CreateTool(sandbox, files),
+        RewriteFunctionTool(sandbox, files),
+        BashTool(sandbox, outputs),
+        RunTestsTool(sandbox),
+        GitTool(sandbox, outputs),
+        FinishTool(),
+    )
+    known = {tool.name: cast("AnyTool", tool) for tool in tools}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no tool is named {', '.join(unknown)}; there are {', '.join(known)}")
+    return tuple(known[name] for name in names)
+
+
+def spec(tool: AnyTool) -> ToolSpec:
+    """What the model is told: the text from prompts/tools and the schema of the arguments."""
+    return ToolSpec(tool.name, load(f"tools/{tool.name}"), plain_schema(tool.arguments.model_json_schema()))
+
+
+def build_specs(tools: Sequence[AnyTool]) -> tuple[ToolSpec, ...]:
+    return tuple(spec(tool) for tool in tools)
+
+
+def plain_schema(schema: JsonSchema) -> JsonSchema:
+    """Without titles, which repeat the names, and with `anyOf [X, null]` as X: an argument that may be null may be left out."""
+    cleaned = cast("JsonSchema", without_titles(schema))
+    return {"type": "object", **{key: value for key, value in cleaned.items() if key != "type"}}
+
+
+def without_titles(node: object) -> object:
+    if isinstance(node, list):
+        return [without_titles(item) for item in cast("list[object]", node)]
+    if not isinstance(node, dict):
+        return node
+    entries = cast("dict[str, object]", node)
+    options = entries.get("anyOf")
+    if isinstance(options, list) and {"type": "null"} in options:
+        kept = [option for option in cast("list[object]", options) if option != {"type": "null"}]
+        if len(kept) == 1 and isinstance(kept[0], dict):
+            rest = {key: value for key, value in entries.items() if key not in {"anyOf", "default"}}
+            entries = {**cast("dict[str, object]", kept[0]), **rest}
+    cleaned: dict[str, object] = {}
+    for key, value in entries.items():
+        if key == "properties" and isinstance(value, dict):
+            cleaned[key] = {name: without_titles(item) for name, item in cast("dict[str, object]", value).items()}
+        elif key != "title":
+            cleaned[key] = without_titles(value)
+    return cleaned
