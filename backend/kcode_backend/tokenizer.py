@@ -33,6 +33,8 @@ SPLIT_PATTERNS: dict[str, str] = {
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
     "smollm": _SMOLLM,
+    "starcoder": _SMOLLM,
+    "refact": _SMOLLM,
     "gpt-2": _GPT2,
     "default": _DEFAULT,
 }
@@ -92,12 +94,7 @@ class Tokenizer:
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         """Raises ModelFileError when the vocabulary contradicts itself or its pre-tokenizer is unknown."""
-        if vocabulary.pre not in SPLIT_PATTERNS:
-            known = ", ".join(sorted(SPLIT_PATTERNS))
-            raise ModelFileError(f"tokenizer.ggml.pre is {vocabulary.pre!r}, which is not supported; known: {known}")
-        for name, token in (("eos", vocabulary.eos_id), ("bos", vocabulary.bos_id)):
-            if token is not None and not 0 <= token < len(vocabulary.tokens):
-                raise ModelFileError(f"the {name} token is {token}, but there are {len(vocabulary.tokens)} tokens")
+        _check(vocabulary)
         self.vocab_size = len(vocabulary.tokens)
         """Ids run from 0 to vocab_size - 1."""
         self.token_bytes: tuple[bytes, ...] = _token_bytes(vocabulary)
@@ -176,6 +173,21 @@ def _bounded_runs(text: str) -> Iterable[str]:
     yield text[start:]
 
 
+def _check(vocabulary: Vocabulary) -> None:
+    if vocabulary.pre not in SPLIT_PATTERNS:
+        known = ", ".join(sorted(SPLIT_PATTERNS))
+        raise ModelFileError(f"tokenizer.ggml.pre is {vocabulary.pre!r}, which is not supported; known: {known}")
+    count = len(vocabulary.tokens)
+    if count != len(vocabulary.kinds):
+        raise ModelFileError(f"tokenizer has {count} tokens but {len(vocabulary.kinds)} token types")
+    unknown = set(vocabulary.kinds) - set(TokenKind)
+    if unknown:
+        raise ModelFileError(f"tokenizer.ggml.token_type has the unknown type {min(unknown)}")
+    for name, token in (("eos", vocabulary.eos_id), ("bos", vocabulary.bos_id)):
+        if token is not None and not 0 <= token < count:
+            raise ModelFileError(f"the {name} token is {token}, but there are {count} tokens")
+
+
 def _byte_alphabet() -> dict[str, int]:
     """The characters that stand for bytes in byte-level vocabularies (GPT-2's choice): printable ones for themselves."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
@@ -197,8 +209,6 @@ def _from_alphabet(text: str) -> bytes:
 
 
 def _token_bytes(vocabulary: Vocabulary) -> tuple[bytes, ...]:
-    if len(vocabulary.tokens) != len(vocabulary.kinds):
-        raise ModelFileError(f"tokenizer has {len(vocabulary.tokens)} tokens but {len(vocabulary.kinds)} token types")
     table: list[bytes] = []
     for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
         try:
@@ -212,25 +222,32 @@ def _build_encoding(vocabulary: Vocabulary, token_bytes: Sequence[bytes]) -> tik
     """The encoding whose merge ranks are token ids.
 
     tiktoken joins the neighbours whose joined text has the lowest rank; a merge list joins the neighbours that stand first in
-    the list. Both give the same tokens if the products of the merges have increasing ids.
+    the list. Both give the same tokens if the ids of the merges' products never fall along the list.
     """
-    ids = {
-        text: i
-        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-        if kind == TokenKind.NORMAL
-    }
+    ids = _normal_ids(vocabulary)
     # Some vocabularies leave out bytes that never occur in UTF-8 or in their training text. tiktoken needs all 256.
     absent = itertools.count(len(vocabulary.tokens))
     mergeable = {bytes([byte]): ids[char] if char in ids else next(absent) for char, byte in _ALPHABET.items()}
     products = _product_ids(vocabulary.merges, ids)
     for number, (before, after) in enumerate(itertools.pairwise(products)):
-        if before >= after:
+        if before > after:
             raise ModelFileError(
                 f"merge {number + 1} makes token {after} after token {before}: merges out of id order are not supported"
             )
     mergeable.update((token_bytes[i], i) for i in products)
     special = _special_tokens(vocabulary, set(mergeable.values()))
     return tiktoken.Encoding("gguf", pat_str=SPLIT_PATTERNS[vocabulary.pre], mergeable_ranks=mergeable, special_tokens=special)
+
+
+def _normal_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    ids: dict[str, int] = {}
+    for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
+        if kind != TokenKind.NORMAL:
+            continue
+        if text in ids:
+            raise ModelFileError(f"token {text!r} appears twice, as {ids[text]} and {i}")
+        ids[text] = i
+    return ids
 
 
 def _product_ids(merges: Sequence[str], ids: Mapping[str, int]) -> list[int]:

@@ -9,7 +9,7 @@ from kcode_backend.config import ModelConfig
 from kcode_backend.layers.attention import Attention
 from kcode_backend.layers.decoder import Block, Decoder
 from kcode_backend.layers.mlp import GatedMLP
-from kcode_backend.layers.rope import rope_table
+from kcode_backend.layers.rope import RopeTable
 from kcode_backend.weights import names
 from kcode_backend.weights.reader import WeightReader
 
@@ -24,7 +24,7 @@ def build_decoder(config: ModelConfig, weights: WeightReader, rope_factors: Tens
         blocks=blocks,
         output_norm=weights.vector(names.OUTPUT_NORM, config.hidden),
         head=embedding if config.tied_embeddings else weights.matrix(names.OUTPUT, config.vocab, config.hidden),
-        rope_table=rope_table(config.rope, config.context_length, rope_factors),
+        rope=RopeTable(config.rope, rope_factors),
     )
 
 

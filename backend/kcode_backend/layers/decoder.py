@@ -13,6 +13,7 @@ from kcode_backend.kernels.packed import PackedWeight
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.layers.attention import Attention, Step
 from kcode_backend.layers.mlp import GatedMLP
+from kcode_backend.layers.rope import RopeTable
 from kcode_backend.models.batch import Batch
 
 
@@ -35,8 +36,7 @@ class Decoder:
     blocks: tuple[Block, ...]
     output_norm: Tensor
     head: PackedWeight
-    rope_table: Tensor
-    """float32 [context_length, rotary dims]"""
+    rope: RopeTable
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """See Network.forward."""
@@ -67,7 +67,7 @@ class Decoder:
             seq_starts=batch.seq_starts,
             block_tables=batch.block_tables,
             context_lens=batch.context_lens,
-            rope_table=self.rope_table,
+            rope_table=self.rope.covering(int(batch.context_lens.max())),
         )
 
 

@@ -9,19 +9,30 @@ from torch import Tensor
 
 from kcode_backend.config import RopeConfig
 
+FIRST_POSITIONS = 4096
 
-def rope_table(rope: RopeConfig, positions: int, factors: Tensor | None = None) -> Tensor:
-    """float32 [positions, dims]: cosines in the first half of a row, sines in the second.
 
-    factors: float32 [dims / 2]; each frequency is divided by its factor (Llama 3.1's scaling, given by the file).
-    """
-    # float64: at position 100,000 a float32 angle is off by 1 % of a radian.
-    frequencies = _frequencies(rope)
-    if factors is not None:
-        frequencies = frequencies / factors.double()
-    angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
-    magnitude = _magnitude(rope)
-    return torch.cat((angles.cos() * magnitude, angles.sin() * magnitude), dim=-1).float()
+class RopeTable:
+    """Angles by position; grows to the longest context asked for, so that a long limit costs nothing until it is used."""
+
+    def __init__(self, rope: RopeConfig, factors: Tensor | None = None) -> None:
+        """factors: float32 [dims / 2]; each frequency is divided by its factor (Llama 3.1's scaling, given by the file)."""
+        frequencies = _frequencies(rope)
+        self._frequencies = frequencies if factors is None else frequencies / factors.double()
+        self._magnitude = _magnitude(rope)
+        self._table = self._rows(0, FIRST_POSITIONS)
+
+    def covering(self, positions: int) -> Tensor:
+        """float32 [at least positions, dims]: cosines in the first half of a row, sines in the second."""
+        have = self._table.shape[0]
+        if positions > have:
+            self._table = torch.cat((self._table, self._rows(have, max(positions, 2 * have))))
+        return self._table
+
+    def _rows(self, start: int, end: int) -> Tensor:
+        # float64: at position 100,000 a float32 angle is off by up to 0.4 % of a radian.
+        angles = torch.outer(torch.arange(start, end, dtype=torch.float64), self._frequencies)
+        return torch.cat((angles.cos() * self._magnitude, angles.sin() * self._magnitude), dim=-1).float()
 
 
 def _frequencies(rope: RopeConfig) -> Tensor:

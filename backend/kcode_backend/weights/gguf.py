@@ -31,7 +31,7 @@ MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 20
 MAX_ARRAY_ITEMS = 1 << 22
 """Of one metadata array; the largest in use are vocabularies of 262,144 tokens and their merges."""
-MAX_NAME_BYTES = 1 << 16
+MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
@@ -219,6 +219,8 @@ class _Cursor:
         name = self.text(what, MAX_NAME_BYTES)
         if not name:
             raise ModelFileError(f"{what} at byte {self.position - 8} is empty")
+        if not name.isprintable():
+            raise ModelFileError(f"{what} has characters that cannot be printed: {name[:40]!r}")
         return name
 
 
