@@ -1,0 +1,98 @@
+"""Drawn tokens against distributions computed independently with numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kcode_backend.engine.request import SamplingParams
+from kcode_backend.engine.sampler import distribution, draw
+
+LOGITS = np.array([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 0.5, 1.2], dtype=np.float32)
+DRAWS = 20_000
+
+
+def softmax(values: np.ndarray) -> np.ndarray:
+    weights = np.exp(values - values.max())
+    return weights / weights.sum()
+
+
+def expected(params: SamplingParams) -> np.ndarray:
+    """The distribution by definition, over a sorted copy of everything."""
+    probabilities = softmax(LOGITS.astype(np.float64) / params.temperature)
+    order = np.argsort(-probabilities)
+    if params.top_k:
+        probabilities[order[params.top_k :]] = 0
+        probabilities /= probabilities.sum()
+    if params.top_p < 1:
+        before = np.cumsum(probabilities[order]) - probabilities[order]
+        probabilities[order[before >= params.top_p]] = 0
+        probabilities /= probabilities.sum()
+    probabilities[probabilities < params.min_p * probabilities.max()] = 0
+    return probabilities / probabilities.sum()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.5),
+        SamplingParams(temperature=2.0, top_k=3),
+        SamplingParams(top_p=0.8),
+        SamplingParams(min_p=0.2),
+        SamplingParams(temperature=0.7, top_k=6, top_p=0.9, min_p=0.05),
+    ],
+)
+def test_draws_follow_the_distribution(params: SamplingParams) -> None:
+    random = np.random.default_rng(11)
+    counts = np.zeros(len(LOGITS))
+    for _ in range(DRAWS):
+        counts[draw(LOGITS.copy(), params, random)] += 1
+    wanted = expected(params)
+    assert not counts[wanted == 0].any()
+    possible = wanted > 0
+    chi_square = float((((counts - DRAWS * wanted) ** 2)[possible] / (DRAWS * wanted[possible])).sum())
+    # 99.99 % quantile for 7 degrees of freedom; fewer degrees stay below it too.
+    assert chi_square < 29.9
+
+
+def test_large_vocabulary_keeps_the_exact_nucleus() -> None:
+    logits = np.random.default_rng(3).normal(0, 4, 50_000).astype(np.float32)
+    for top_p in (0.3, 0.95, 0.999999):
+        ids, probabilities = distribution(logits, SamplingParams(top_p=top_p))
+        whole = softmax(logits.astype(np.float64))
+        order = np.argsort(-whole, kind="stable")
+        count = int((np.cumsum(whole[order]) < top_p).sum()) + 1
+        assert set(ids.tolist()) == set(order[:count].tolist())
+        assert np.allclose(probabilities, whole[ids] / whole[ids].sum())
+
+
+def test_greedy_takes_the_best_and_uses_no_random_number() -> None:
+    random = np.random.default_rng(1)
+    before = random.bit_generator.state
+    assert draw(LOGITS.copy(), SamplingParams(temperature=0), random) == 0
+    assert random.bit_generator.state == before
+
+
+def test_penalty_pushes_seen_tokens_down_on_both_sides_of_zero() -> None:
+    params = SamplingParams(temperature=0, repetition_penalty=2.0)
+    random = np.random.default_rng(1)
+    assert draw(LOGITS.copy(), params, random, seen={0}) == 1
+    negative = np.array([-1.0, -1.5], dtype=np.float32)
+    assert draw(negative, params, random, seen={0}) == 1
+
+
+def test_mask_rules_over_banned_ids() -> None:
+    random = np.random.default_rng(1)
+    mask = np.zeros(len(LOGITS), dtype=bool)
+    mask[5] = True
+    assert draw(LOGITS.copy(), SamplingParams(), random, mask=mask, banned=[5]) == 5
+    assert draw(LOGITS.copy(), SamplingParams(temperature=0), random, banned=[0, 1]) == 7
+
+
+def test_impossible_draws_are_errors() -> None:
+    random = np.random.default_rng(1)
+    with pytest.raises(ValueError, match="the grammar allows none"):
+        draw(LOGITS.copy(), SamplingParams(), random, mask=np.zeros(len(LOGITS), dtype=bool))
+    with pytest.raises(ValueError, match="not finite"):
+        draw(np.full(4, np.nan, dtype=np.float32), SamplingParams(), random)
