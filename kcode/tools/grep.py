@@ -76,7 +76,7 @@ def own_ripgrep() -> str:
 
 
 def options(arguments: GrepArguments) -> list[str]:
-    chosen = ["--no-config", "--color=never", "--hidden", "--glob=!.git", "--sort=path", "--no-messages"]
+    chosen = ["--no-config", "--color=never", "--hidden", "--glob=!.git", "--sort=path"]
     if arguments.mode == "content":
         chosen += ["--line-number", "--no-heading", "--with-filename", f"--max-columns={MATCH_CHARS}", "--max-columns-preview"]
         chosen += [f"--context={arguments.context}"] if arguments.context else []

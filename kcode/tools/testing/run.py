@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
 from kcode.tools.testing import compiled_results, plain_results, pytest_results, tap_results, text_results
 from kcode.tools.testing.detect import NoPlan, TestPlan, Wanted, find_plan
-from kcode.tools.testing.report import Results, TestReport
+from kcode.tools.testing.report import MAX_SHOWN, FailingTest, Frame, Results, TestReport
 from kcode.tools.truncate import plain
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import ExecResult, OnOutput, Sandbox
@@ -45,7 +46,25 @@ async def run_project_tests(
     log_path = f"{wanted.scratch}/output.txt"
     await sandbox.write(log_path, log.encode())
     found = await read_results(sandbox, plan, log)
+    if found is not None:
+        found = replace(found, failing=await with_sources(sandbox, found.failing))
     return make_report(plan, result, found, log, log_path, timeout_s)
+
+
+async def with_sources(sandbox: Sandbox, failing: tuple[FailingTest, ...]) -> tuple[FailingTest, ...]:
+    """The first failing tests with the source lines of their frames, where the test program did not print them."""
+    lines: dict[str, list[str]] = {}
+    complete: list[FailingTest] = []
+    for test in failing[:MAX_SHOWN]:
+        frames: list[Frame] = []
+        for frame in test.frames:
+            if not frame.source and frame.path not in lines:
+                lines[frame.path] = (await read_report(sandbox, frame.path)).split("\n")
+            known = lines.get(frame.path, [])
+            source = known[frame.line - 1].strip() if not frame.source and frame.line <= len(known) else frame.source
+            frames.append(replace(frame, source=source))
+        complete.append(replace(test, frames=tuple(frames)))
+    return (*complete, *failing[MAX_SHOWN:])
 
 
 async def execute(sandbox: Sandbox, plan: TestPlan, timeout_s: float, on_output: OnOutput | None) -> ExecResult:

@@ -33,7 +33,7 @@ def parse(log: str, workspace: str) -> Results | None:
     points, running = read_points(log.split("\n"))
     failing: list[FailingTest] = []
     passed = failed = errors = skipped = 0
-    comments = "\n".join(line[2:] for line in log.split("\n") if line.startswith("# ") and not SUBTEST.match(line))
+    comments = "\n".join(line[2:] for line in log.split("\n") if is_complaint(line))
     for point in points:
         kind = point.detail.get("failureType", "")
         if point.detail.get("type") == "suite" and kind in {"", "subtestsFailed"}:
@@ -51,6 +51,12 @@ def parse(log: str, workspace: str) -> Results | None:
             failing.append(failing_test(point, workspace, comments if is_file else ""))
     finished = SUMMARY.search(log) is not None
     return Results(passed, failed, errors, skipped, tuple(failing), "" if finished else running)
+
+
+def is_complaint(line: str) -> bool:
+    """What a test file printed when it could not be loaded: no counts, no subtests, no frames of node itself."""
+    noise = SUBTEST.match(line) or SUMMARY.match(line) or line.startswith(("# duration_ms", "# Node.js v")) or "(node:" in line
+    return line.startswith("# ") and not noise and " at node:" not in line
 
 
 def read_points(lines: list[str]) -> tuple[list[Point], str]:
@@ -106,7 +112,7 @@ def failing_test(point: Point, workspace: str, comments: str) -> FailingTest:
     name = detail.get("name", "")
     message = (f"{name}: " if name else "") + detail.get("error", "").strip()
     if comments:
-        message = comments.strip()
+        message = shorten(comments.strip(), workspace)
     elif "expected" in detail and detail["expected"].strip() not in message:
         message += f"\nexpected: {detail['expected'].strip()}\nactual: {detail.get('actual', '').strip()}"
     return FailingTest(shorten(point.name, workspace), message, stack_frames(detail.get("stack", ""), workspace))
