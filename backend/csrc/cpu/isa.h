@@ -52,8 +52,13 @@ KC_INLINE Words broadcast_pair(const void *from) { return bits<Words>(broadcast_
 KC_INLINE Floats to_floats(Ints ints) { return __builtin_convertvector(ints, Floats); }
 KC_INLINE Floats absolute(Floats v) { return bits<Floats>(bits<Unsigned>(v) & 0x7fffffffu); }
 KC_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
+#if defined(KC_ISA_AVX2)
+KC_INLINE Words widen(NarrowBytes v) { return bits<Words>(_mm256_cvtepu8_epi16(bits<__m128i>(v))); }
+KC_INLINE Words widen(NarrowSigned v) { return bits<Words>(_mm256_cvtepi8_epi16(bits<__m128i>(v))); }
+#else
 KC_INLINE Words widen(NarrowBytes v) { return __builtin_convertvector(v, Words); }
 KC_INLINE Words widen(NarrowSigned v) { return __builtin_convertvector(v, Words); }
+#endif
 
 KC_INLINE float sum_lanes(Floats v) {
     float sum = 0;

@@ -74,13 +74,22 @@ template <class F, int T> KC_INLINE void multiply_expanded(const Expanded<F> &ti
     }
 }
 
+// How far ahead of its use a decode step asks for weights: about one memory latency.
+#ifndef KC_PREFETCH
+#define KC_PREFETCH 2048
+#endif
+constexpr int PREFETCH_BYTES = KC_PREFETCH;
+
 // One token, one tile, straight from the packed bytes.
 template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const uint8_t *x, Floats acc) {
     typedef typename F::Tile Tile;
     constexpr int STEP = quads_per_fold<F>(), SUMS = F::scale_columns == 32 ? Wide::sums32 : Wide::sums16;
     constexpr int GROUPS_PER_PAIR = F::scale_columns == 32 ? 2 : 1, PAIRS = 128 / F::scale_columns;
     Ints sum = {}, minimum = {};
+    constexpr int PAIR_BYTES = (Tile::bytes * LANES + PAIRS - 1) / PAIRS;
     for (int pair = 0; pair < PAIRS; pair++) {
+#pragma GCC unroll 8
+        for (int line = 0; line < PAIR_BYTES; line += 64) __builtin_prefetch(tile + PREFETCH_BYTES + pair * PAIR_BYTES + line);
         const Words scales = F::scale_pair(tile, pair);
         const Words scale[2] = {first_twice(scales), second_twice(scales)};
 #pragma GCC unroll 2
