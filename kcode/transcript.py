@@ -244,9 +244,16 @@ def open_existing(path: Path) -> Transcript:
     except BlockingIOError as error:
         file.close()
         raise StartError(f"session {path.stem} is in use by another kcode; close that one or start a new session") from error
-    whole = _whole_lines(path.read_bytes())
-    file.truncate(whole)
-    return Transcript(path, file, _decode_all(path, path.read_bytes()))
+    try:
+        data = path.read_bytes()
+        whole = data[: _whole_lines(data)]
+        records = _decode_all(path, whole)
+    except BaseException:
+        file.close()
+        raise
+    if len(whole) != len(data):
+        file.truncate(len(whole))
+    return Transcript(path, file, records)
 
 
 def _whole_lines(data: bytes) -> int:
