@@ -41,6 +41,12 @@ class TinyModel:
         return self.hidden // self.heads
 
 
+@pytest.fixture
+def tiny() -> TinyModel:
+    """The model that tests vary with dataclasses.replace."""
+    return TinyModel()
+
+
 WriteTiny = Callable[[TinyModel], Path]
 
 
@@ -120,7 +126,7 @@ def _write_keys(writer: gguf.GGUFWriter, tiny: TinyModel) -> None:
 
 
 def tiny_tensors(tiny: TinyModel) -> dict[str, np.ndarray]:
-    """GGUF names and float32 values, deterministic in the seed."""
+    """GGUF names and float32 values; equal for equal models."""
     rng = np.random.default_rng(tiny.seed)
     vocab, kv_width = len(tiny_vocabulary()[0]), tiny.kv_heads * tiny.head_dim
     tensors: dict[str, np.ndarray] = {}
