@@ -18,6 +18,7 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from kcode.errors import StartError
 from kcode_bench.bug_set import Bug, run_project, write_repository
 from kcode_bench.test_run import TestRun
+from kcode_sandbox.policy import Profile
 
 JUDGE_LIMIT_S = 10.0
 GRACE_S = 45.0
@@ -37,13 +38,17 @@ class Terms:
     model: str | None
     base_url: str | None
     seed: int | None
+    sandbox: Profile
     max_attempts: int
     time_limit_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One line of results.jsonl. "done" is final; an "error" is nobody's answer and is tried again by the next run."""
+    """One line of results.jsonl. "done" is final; an "error" is nobody's answer and is tried again by the next run.
+
+    `model` is what kcode said it used, `requested_model` what it was asked for; `seconds` are kcode's own, from start to exit.
+    """
 
     id: str
     split: str
@@ -61,6 +66,7 @@ class Result:
     tests_failed: int
     tests: int
     model: str
+    requested_model: str
     commit: str
     reason: str
 
@@ -92,17 +98,15 @@ def task_text(bug: Bug) -> str:
 def command_line(terms: Terms, bug: Bug, repository: Path, session: Path) -> list[str]:
     options = ["-p", task_text(bug), "--output-format", "json", "--cd", str(repository), "--output-dir", str(session)]
     options += ["--time-limit", f"{terms.time_limit_s:g}"]
-    chosen = {"--model": terms.model, "--base-url": terms.base_url}
+    chosen = {"--model": terms.model, "--base-url": terms.base_url, "--sandbox": terms.sandbox}
+    chosen["--seed"] = None if terms.seed is None else str(terms.seed)
     return [*terms.kcode, *options, *(part for name, value in chosen.items() if value is not None for part in (name, value))]
 
 
 def run_kcode(terms: Terms, argv: list[str], folder: Path) -> int | None:
     """Exit code, or None when it had to be killed. stdout goes to kcode.json and stderr to kcode.log in `folder`."""
-    environment = os.environ | ({} if terms.seed is None else {"KCODE_SEED": str(terms.seed)})
     with (folder / "kcode.json").open("wb") as stdout, (folder / "kcode.log").open("wb") as stderr:
-        process = subprocess.Popen(
-            argv, env=environment, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
         try:
             return process.wait(terms.time_limit_s + GRACE_S)
         except subprocess.TimeoutExpired:
@@ -136,7 +140,7 @@ def last_line(path: Path) -> str:
     return lines[-1] if lines else ""
 
 
-def judge(bug: Bug, repository: Path) -> TestRun:
+def judge(bug: Bug, repository: Path, profile: Profile = "workspace-write") -> TestRun:
     """The original tests against the module as it is now, in a fresh folder: edits of tests and stray files do not count."""
     module = repository / f"{bug.problem.entry_point}.py"
     if not module.is_file() or module.is_symlink() or module.stat().st_size > MAX_MODULE_BYTES:
@@ -146,7 +150,7 @@ def judge(bug: Bug, repository: Path) -> TestRun:
             False,
             f"{module.name} is gone or no plain file",
         )
-    return run_project(bug.problem, module.read_text(encoding="utf-8", errors="replace"), JUDGE_LIMIT_S)
+    return run_project(bug.problem, module.read_text(encoding="utf-8", errors="replace"), JUDGE_LIMIT_S, profile)
 
 
 def solve(bug: Bug, terms: Terms, folder: Path, commit: str) -> Result:
@@ -165,7 +169,7 @@ def solve(bug: Bug, terms: Terms, folder: Path, commit: str) -> Result:
         seconds = time.monotonic() - started
         if exit_code == START_EXIT_CODE:
             raise StartError(f"kcode could not start: {last_line(folder / 'kcode.log') or f'see {folder}/kcode.log'}")
-        tests = judge(bug, repository)
+        tests = judge(bug, repository, terms.sandbox)
         shutil.copytree(repository, folder / "repository", symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".git"))
     (folder / "tests.log").write_text(tests.output, encoding="utf-8")
     report = read_report(folder)
@@ -189,6 +193,7 @@ def solve(bug: Bug, terms: Terms, folder: Path, commit: str) -> Result:
         tests_failed=tests.failed,
         tests=tests.expected,
         model=(report.model if report else None) or terms.model or "default",
+        requested_model=terms.model or "default",
         commit=commit,
         reason=(report.reason if report else None) or last_line(folder / "kcode.log"),
     )

@@ -23,6 +23,7 @@ from kcode_bench.bug_tests import test_count, test_file
 from kcode_bench.mutations import Mutation, mutations, proposals
 from kcode_bench.problems import Problem, problems
 from kcode_bench.test_run import TestRun, run_tests
+from kcode_sandbox.policy import Profile
 
 Split = Literal["tune", "held"]
 MANIFEST = Path(__file__).resolve().parents[2] / "tests" / "data" / "small_bugs.json"
@@ -85,12 +86,12 @@ def write_repository(folder: Path, bug: Bug) -> None:
         subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True, timeout=30)
 
 
-def run_project(problem: Problem, source: str, time_limit_s: float) -> TestRun:
-    """The problem's own tests against `source`, in a fresh folder."""
+def run_project(problem: Problem, source: str, time_limit_s: float, profile: Profile = "workspace-write") -> TestRun:
+    """The problem's own tests against `source`, in a fresh folder, inside a sandbox of that profile."""
     with tempfile.TemporaryDirectory(prefix="kcode-bug-") as folder:
         project = Path(folder, problem.entry_point)
         write_project(project, problem, source)
-        return run_tests(project, problem.entry_point, test_count(problem), time_limit_s)
+        return run_tests(project, problem.entry_point, test_count(problem), time_limit_s, profile)
 
 
 def choose(problem: Problem, used: Counter[str]) -> Entry | None:

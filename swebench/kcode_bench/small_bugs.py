@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,8 +22,10 @@ from kcode_bench.bug_report import append_result, read_results, table, totals, t
 from kcode_bench.bug_run import Result, Terms, solve
 from kcode_bench.bug_set import MANIFEST, VERIFY_LIMIT_S, Bug, Entry, build, load, read_manifest, run_project, write_manifest
 from kcode_bench.bug_tests import test_file
+from kcode_sandbox.policy import Profile
 
 MAX_ERRORS_IN_A_ROW = 3
+SANDBOXES: tuple[Profile, ...] = ("workspace-write", "danger-full-access")
 
 
 def say(text: str) -> None:
@@ -67,9 +70,10 @@ def run_all(entries: Sequence[Entry], terms: Terms, out: Path) -> list[Result]:
     out.mkdir(parents=True, exist_ok=True)
     finished = {id: result for id, result in read_results(out).items() if result.outcome == "done"}
     commit = commit_name()
-    others = {result.model for id, result in finished.items() if any(entry.id == id for entry in entries)} - {terms.model}
-    if terms.model and others:
-        raise StartError(f"{out} holds results of {', '.join(sorted(others))}, not of {terms.model}; choose another --out")
+    wanted = terms.model or "default"
+    others = {result.requested_model for result in finished.values()} - {wanted}
+    if others:
+        raise StartError(f"{out} holds results of the model {', '.join(sorted(others))}, not {wanted}; choose another --out")
     results = {entry.id: finished[entry.id] for entry in entries if entry.id in finished}
     if results:
         say(f"{len(results)} of {len(entries)} bugs are finished in {out}; their results are kept")
@@ -126,7 +130,10 @@ def default_folder(model: str | None) -> Path:
 @click.option(
     "--attempts", type=click.IntRange(min=1), default=3, show_default=True, help="A fix in a later attempt does not count."
 )
-@click.option("--seed", type=int, help="Of the sampling: KCODE_SEED for kcode.")
+@click.option("--seed", type=int, help="Passed to kcode.")
+@click.option(
+    "--sandbox", type=click.Choice(SANDBOXES), default=SANDBOXES[0], show_default=True, help="Of kcode and of the judge."
+)
 @click.option("--time-limit", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds per bug.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Results; default out/small_bugs/COMMIT-MODEL.")
 @click.option("--kcode", default=shlex.join([sys.executable, "-m", "kcode"]), help="The command to measure.")
@@ -144,6 +151,7 @@ def main(
     base_url: str | None,
     attempts: int,
     seed: int | None,
+    sandbox: Profile,
     time_limit: float,
     out: Path | None,
     kcode: str,
@@ -153,6 +161,8 @@ def main(
     rebuild: bool,
 ) -> None:
     """Run kcode on small repositories that each have one bug, and count what it fixes."""
+    # Ended by a supervisor as by Ctrl-C: kcode is stopped with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if rebuild:
             write_manifest(MANIFEST, build(say))
@@ -163,8 +173,8 @@ def main(
             say(table(results))
             click.echo(totals_line(results))
         else:
-            terms = Terms(tuple(shlex.split(kcode)), model, base_url, seed, attempts, time_limit)
-            results = run_all(select(read_manifest(), split, ids, limit), terms, out or default_folder(model))
+            terms = Terms(tuple(shlex.split(kcode)), model, base_url, seed, sandbox, attempts, time_limit)
+            results = run_all(select(read_manifest(), split, ids, limit), terms, (out or default_folder(model)).absolute())
             say(table(results))
             click.echo(totals_line(results))
     except KcodeError as error:

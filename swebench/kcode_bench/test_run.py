@@ -1,17 +1,21 @@
-"""Run one generated test file and count: the judge of a bug and of its fix."""
+"""Run one generated test file inside the sandbox and count: the judge of a bug and of its fix."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
-import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_OUTPUT_CHARS = 20_000
-MEMORY_BYTES = 1 << 30
+from kcode.errors import SandboxFailed, SandboxUnavailable
+from kcode_sandbox.detect import open_sandbox
+from kcode_sandbox.errors import SandboxDiedError, SandboxUnavailableError
+from kcode_sandbox.policy import Limits, Policy, Profile
+
+MAX_OUTPUT_BYTES = 64 << 10
+LIMITS = Limits(processes=64, memory_bytes=1 << 30, file_bytes=64 << 20)
 SUMMARY = re.compile(r"^Ran (\d+) tests? in", re.MULTILINE)
 FAILURES = re.compile(r"^FAILED \(([^)]*)\)\s*\Z", re.MULTILINE)
 
@@ -36,16 +40,8 @@ class TestRun:
         return self.expected > 0 and self.failed == 0 and not self.timed_out
 
 
-def limit_memory() -> None:
-    """In the child: a runaway list ends in MemoryError instead of swapping the machine."""
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-
-
 def read_outcome(exit_code: int | None, output: str, expected: int) -> TestRun:
     """`exit_code` None: ended for time. Exit code 0 alone proves nothing: a module may end the process while it is imported."""
-    output = output[-MAX_OUTPUT_CHARS:]
     summary = SUMMARY.search(output)
     if exit_code is None or summary is None or int(summary[1]) != expected:
         return TestRun(expected, expected, exit_code is None, output)
@@ -56,34 +52,26 @@ def read_outcome(exit_code: int | None, output: str, expected: int) -> TestRun:
     return TestRun(expected, failed, False, output)
 
 
-def run_tests(folder: Path, module: str, expected: int, time_limit_s: float) -> TestRun:
-    """Run `test_<module>.py` in `folder` with unittest in a process group of its own; the group is gone on return."""
-    environment = {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(folder),
-        "LC_ALL": "C.UTF-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "unittest", f"test_{module}"],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        preexec_fn=limit_memory,
-    )
+def run_tests(folder: Path, module: str, expected: int, time_limit_s: float, profile: Profile = "workspace-write") -> TestRun:
+    """Run `test_<module>.py` in `folder` with unittest, behind the walls of `profile`; nothing survives it.
+
+    The module under test was written by a model. Raises SandboxUnavailable or SandboxFailed.
+    """
+    # The interpreter below a virtual environment: inside the walls only that one is sure to be seen.
+    argv = [os.path.realpath(sys.executable), "-B", "-m", "unittest", f"test_{module}"]
     try:
-        _, output = process.communicate(timeout=time_limit_s)
-        return read_outcome(process.returncode, output, expected)
-    except subprocess.TimeoutExpired:
-        return read_outcome(None, f"no result after {time_limit_s:g} s", expected)
+        return asyncio.run(_run_tests(Policy(folder.resolve(), profile, limits=LIMITS), argv, expected, time_limit_s))
+    except SandboxUnavailableError as error:
+        raise SandboxUnavailable(str(error)) from error
+    except SandboxDiedError as error:
+        raise SandboxFailed(f"while judging test_{module}.py: {error}") from error
+
+
+async def _run_tests(policy: Policy, argv: list[str], expected: int, time_limit_s: float) -> TestRun:
+    sandbox = open_sandbox(policy)
+    await sandbox.start()
+    try:
+        result = await sandbox.exec(argv, timeout_s=time_limit_s, separate_stderr=True, max_output=MAX_OUTPUT_BYTES)
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            process.poll()
-        process.communicate()
+        await sandbox.close()
+    return read_outcome(None if result.timed_out else result.exit_code, result.stderr.decode(errors="replace"), expected)

@@ -7,7 +7,6 @@ each call is logged in `calls`.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def main() -> int:
     repository = Path(arguments[arguments.index("--cd") + 1])
     name = repository.name
     with (plan / "calls").open("a") as calls:
-        calls.write(json.dumps({"arguments": arguments, "seed": os.environ.get("KCODE_SEED")}) + "\n")
+        calls.write(json.dumps(arguments) + "\n")
     exit_code = plan / f"{name}.exit"
     if exit_code.exists():
         sys.stderr.write(f"the engine said no to {name}\n")

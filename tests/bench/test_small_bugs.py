@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -26,9 +29,10 @@ def plan(tmp_path: Path) -> Path:
     return folder
 
 
-def small_bugs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def small_bugs(*arguments: str | Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kcode_bench.small_bugs", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    environment = os.environ | ({"KCODE_HOME": str(home)} if home else {})
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
 
 def run(plan: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +41,7 @@ def run(plan: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 
 def calls(plan: Path) -> list[list[str]]:
-    return [json.loads(line)["arguments"] for line in (plan / "calls").read_text().splitlines()]
+    return [json.loads(line) for line in (plan / "calls").read_text().splitlines()]
 
 
 def lines(out: Path) -> list[dict[str, object]]:
@@ -96,14 +100,49 @@ def test_a_fix_in_a_later_attempt_than_allowed_does_not_count(plan: Path, tmp_pa
     done = run(plan, tmp_path / "out", "--attempts", "1", "--seed", "7", "--limit", "1")
     assert json.loads(done.stdout)["resolved"] == 0
     assert lines(tmp_path / "out")[0]["tests_failed"] == 0
-    assert json.loads((plan / "calls").read_text())["seed"] == "7"
+    arguments = calls(plan)[0]
+    assert arguments[arguments.index("--seed") + 1] == "7"
 
 
 def test_results_of_another_model_are_not_mixed_in(plan: Path, tmp_path: Path) -> None:
     run(plan, tmp_path / "out", "--model", "fake", "--limit", "1")
     done = run(plan, tmp_path / "out", "--model", "other")
     assert done.returncode == 1
-    assert "holds results of fake, not of other" in done.stderr
+    assert "holds results of the model fake, not other" in done.stderr
+
+
+def test_kcode_itself_fixes_a_bug_with_a_scripted_model(tmp_path: Path) -> None:
+    edit = {"path": "monotonic.py", "old": "l == sorted(l) and", "new": "l == sorted(l) or"}
+    replies = [{"calls": [{"name": "str_replace", "arguments": edit}]}, {"text": "Fixed."}]
+    script = tmp_path / "script.json"
+    script.write_text(json.dumps({"name": "scripted", "replies": replies}))
+    out = tmp_path / "out"
+    done = small_bugs("--ids", FIRST, "--model", f"scripted:{script}", "--out", out, home=tmp_path / "home")
+    assert done.returncode == 0, done.stderr
+    total = json.loads(done.stdout)
+    assert (total["resolved"], total["total"], total["model"]) == (1, 1, "scripted")
+    assert "+    if l == sorted(l) or" in (out / FIRST / "session" / "diff.patch").read_text()
+    assert (out / FIRST / "session" / "transcript.jsonl").stat().st_size > 0
+
+
+def test_a_stopped_run_stops_kcode_and_can_be_resumed(plan: Path, tmp_path: Path) -> None:
+    waits = tmp_path / "waits.py"
+    waits.write_text(
+        f"import os, pathlib, time\npathlib.Path({str(plan)!r}, 'pid').write_text(str(os.getpid()))\ntime.sleep(60)\n"
+    )
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "kcode_bench.small_bugs", "--ids", FIRST, "--out", str(out)]
+    stopped = subprocess.Popen([*command, "--kcode", shlex.join([sys.executable, str(waits)])], stderr=subprocess.DEVNULL)
+    pid = plan / "pid"
+    end = time.monotonic() + 30
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    assert stopped.wait(20) != 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    assert not (out / "results.jsonl").exists()
+    assert json.loads(run(plan, out, "--limit", "1").stdout)["resolved"] == 1
 
 
 def test_show_prints_the_fix_only_when_asked() -> None:
