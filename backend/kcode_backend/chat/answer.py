@@ -23,6 +23,7 @@ class HermesParser:
         self._calls = 0
         self._reader: CallReader | None = None
         self._loose = LooseCalls(names)
+        self._after_call = False
 
     def push(self, token: int) -> list[Output]:
         """See AnswerParser."""
@@ -59,6 +60,7 @@ class HermesParser:
         reader, self._reader = self._reader, None
         if reader is None:
             return []
+        self._after_call = True
         if reader.name is not None:
             self._calls += 1
             return []
@@ -69,6 +71,10 @@ class HermesParser:
         return [CallOut(self._calls - 1, call.name, call.arguments)]
 
     def _text(self, text: str) -> list[Output]:
+        """White space between calls and after the last one is no text of the answer."""
+        if self._after_call:
+            text = text.lstrip()
+            self._after_call = not text
         return self._number(self._loose.push(text)) if text else []
 
     def _number(self, pieces: list[Output]) -> list[Output]:

@@ -22,21 +22,24 @@ _TOOLS_HEAD = (
     "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
-_TOOLS_TAIL = (
-    "\n</tools>\n\nFor each function call, return a json object with function name and arguments within ",
-    _CALL,
-    _CALL_END,
-    " XML tags:\n",
-    _CALL,
-    '\n{"name": <function-name>, "arguments": <args-json-object>}\n',
-    _CALL_END,
-)
+_TOOLS_TAIL = "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
+CALL_EXAMPLE = '{"name": <function-name>, "arguments": <args-json-object>}'
+CODER_CALL_EXAMPLE = '{{"name": <function-name>, "arguments": <args-json-object>}}'
+"""Qwen2.5-Coder's template has its braces doubled, and so had its training texts."""
 
 
 class ChatML:
     """Immutable; see ChatFormat. `default_system` None writes no system message when the conversation has none."""
 
-    def __init__(self, tokenizer: Tokenizer, family: str, default_system: str | None, sampling: SamplingParams) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        family: str,
+        default_system: str | None,
+        sampling: SamplingParams,
+        call_example: str = CALL_EXAMPLE,
+    ) -> None:
+        self._call_example = call_example
         self.family = family
         self.sampling = sampling
         self._tokenizer = tokenizer
@@ -109,11 +112,11 @@ class ChatML:
     def _system(self, text: str, tools: Sequence[ToolDeclaration]) -> list[int]:
         if not tools:
             return self._plain("system", text)
-        head, *tail = _TOOLS_TAIL
         declared = "".join(f"\n{tool.json}" for tool in tools)
-        ids = [self._start, *self._tokenizer.encode(f"system\n{text}{_TOOLS_HEAD}{declared}{head}")]
-        for piece in tail:
-            ids += [self._tokenizer.special_id(piece)] if piece in (_CALL, _CALL_END) else self._tokenizer.encode(piece)
+        opening, closing = self._tokenizer.special_id(_CALL), self._tokenizer.special_id(_CALL_END)
+        encode = self._tokenizer.encode
+        ids = [self._start, *encode(f"system\n{text}{_TOOLS_HEAD}{declared}{_TOOLS_TAIL}"), opening, closing]
+        ids += [*encode(" XML tags:\n"), opening, *encode(f"\n{self._call_example}\n"), closing]
         return ids + self._close()
 
     def _results(self, messages: Sequence[ChatMessage]) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kcode_backend.chat.chatml import QWEN_SYSTEM, ChatML
+from kcode_backend.chat.chatml import CALL_EXAMPLE, CODER_CALL_EXAMPLE, QWEN_SYSTEM, ChatML
 from kcode_backend.chat.format import ChatFormat
 from kcode_backend.chat.llama3 import Llama3
 from kcode_backend.engine.request import SamplingParams
@@ -21,7 +21,15 @@ def chat_format(model: Model) -> ChatFormat:
     if "<|im_start|>" in special and "<|im_end|>" in special:
         qwen = model.config.architecture.startswith("qwen")
         default = _default_system(template)
-        return ChatML(model.tokenizer, "qwen" if qwen else "chatml", default, _QWEN_SAMPLING if qwen else _PLAIN_SAMPLING)
+        # A template is Jinja with the text in quotes, where '"' is written '\\"'.
+        coder = CODER_CALL_EXAMPLE in template.replace('\\"', '"')
+        return ChatML(
+            model.tokenizer,
+            "qwen" if qwen else "chatml",
+            default,
+            _QWEN_SAMPLING if qwen else _PLAIN_SAMPLING,
+            CODER_CALL_EXAMPLE if coder else CALL_EXAMPLE,
+        )
     if "<|start_header_id|>" in special and "<|eot_id|>" in special:
         return Llama3(model.tokenizer, _PLAIN_SAMPLING)
     raise ModelFileError(

@@ -9,7 +9,7 @@ from kcode_backend.engine.request import SamplingParams
 from kcode_backend.engine.sampler import distribution, draw
 
 LOGITS = np.array([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 0.5, 1.2], dtype=np.float32)
-DRAWS = 20_000
+DRAWS = 5_000
 
 
 def softmax(values: np.ndarray) -> np.ndarray:
