@@ -32,13 +32,26 @@ def test_there_are_python_and_javascript_examples() -> None:
     assert sorted(path.stem for path in FIXES.glob("*.patch")) == EXAMPLES
 
 
+def tree(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+
+def copy_example(name: str, folder: Path) -> Path:
+    project = folder.resolve() / name
+    shutil.copytree(ROOT / "examples" / name, project)
+    return project
+
+
+def apply_fix(name: str, project: Path) -> None:
+    subprocess.run(["git", "apply", str(FIXES / f"{name}.patch")], cwd=project, check=True)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 async def test_example_fails_before_and_passes_after_its_fix(name: str, tmp_path: Path) -> None:
     if name.endswith("-js") and shutil.which("node") is None:
         pytest.skip("node is not installed")
-    project = tmp_path.resolve() / name
-    shutil.copytree(ROOT / "examples" / name, project)
-    before = sorted(path.relative_to(project) for path in project.rglob("*"))
+    project = copy_example(name, tmp_path)
+    before = tree(project)
 
     broken = await run_tests(project)
     assert broken.problem == ""
@@ -46,8 +59,8 @@ async def test_example_fails_before_and_passes_after_its_fix(name: str, tmp_path
     assert broken.passed >= 2
     assert all(test.frames for test in broken.failing)
 
-    subprocess.run(["git", "apply", str(FIXES / f"{name}.patch")], cwd=project, check=True)
+    apply_fix(name, project)
     fixed = await run_tests(project)
     assert fixed.ok, fixed.text()
     assert fixed.passed == broken.passed + broken.failed + broken.errors
-    assert sorted(path.relative_to(project) for path in project.rglob("*")) == before, "the tests left files behind"
+    assert tree(project) == before, "the tests left files behind"
