@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -120,6 +121,11 @@ class LocalModel:
     def socket(self) -> Path:
         return self._socket
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the engine this object started; None when it found one or has not started."""
+        return self._process.pid if self._process is not None else None
+
     async def start(self) -> None:
         if self._facts is not None and await self._health() == "ok":
             return
@@ -221,6 +227,9 @@ class LocalModel:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True
             )
 
+        # The engine may outlive this object; whoever still runs when it ends must reap it.
+        threading.Thread(target=self._process.wait, daemon=True).start()
+
     def _ended(self) -> int | None:
         """The exit code of the engine we started, when it has ended."""
         return self._process.poll() if self._process is not None else None
@@ -242,7 +251,7 @@ class LocalModel:
         except OSError:
             return ""
         lines = [line.strip() for line in lines if line.strip()]
-        return "" if not lines or lines[-1].startswith("--- ") else lines[-1]
+        return "" if not lines or lines[-1].startswith("--- ") else lines[-1].removeprefix("kcode_backend.server: ")
 
     async def _died(self) -> EngineDied:
         """The error for an engine that broke off. The next request starts another."""
