@@ -152,15 +152,20 @@ class Engine:
         assert step.spans, "the scheduler found nothing to compute although requests are running"
         prompt_tokens = sum(span.count for span in step.spans if not span.sequence.decoding)
         started = time.monotonic()
-        logits = self._runner.run(step)
+        outputs = self._runner.run(step)
         spent = time.monotonic() - started
         if not decoding:
             self._pace.observe(prompt_tokens, spent)
         sampling = [span.sequence for span in step.spans if span.samples]
         self._report_prefill(step)
+        for span, scored in outputs.scores:
+            span.sequence.generation.sink(scored)
         self._scheduler.commit(step)
-        for sequence, row in zip(sampling, logits, strict=True):
-            self._sample(sequence, row)
+        for sequence, row in zip(sampling, outputs.logits, strict=True):
+            if sequence.generation.max_tokens:
+                self._sample(sequence, row)
+            else:
+                self._finish(sequence, self._outcome(sequence, "length"))
         self.counters.passes += 1
         self.counters.prompt_tokens += prompt_tokens
         self.counters.model_s += spent

@@ -65,6 +65,19 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """How likely the model held prompt tokens `start` and following: natural logarithms, one entry a token.
+
+    `alternatives` are the most likely tokens in each place, best first, as (id, logprob). After a preemption some places come
+    twice, with the same values.
+    """
+
+    start: int
+    logprobs: tuple[float, ...]
+    alternatives: tuple[tuple[tuple[int, float], ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event of a request that was not cancelled."""
 
@@ -85,7 +98,7 @@ class Failed:
     message: str
 
 
-Event = Prefilled | Sampled | Finished | Failed
+Event = Prefilled | Sampled | Scored | Finished | Failed
 Sink = Callable[[Event], None]
 """Called on the engine's thread; must return at once."""
 
@@ -94,8 +107,9 @@ Sink = Callable[[Event], None]
 class Generation:
     """One request. `forced` ids start the answer. Lower `priority` goes first; equal ones in order of arrival.
 
-    `max_tokens` bounds the answer, forced ids included. A token of `stop_ids` ends the answer and is part of it.
-    `banned` ids are never sampled.
+    `max_tokens` bounds the answer, forced ids included; 0 only computes the prompt. A token of `stop_ids` ends the answer and is
+    part of it. `banned` ids are never sampled. With `scored_from` (at least 1) the prompt tokens from that one on are scored,
+    with `alternatives` tokens each; they are computed even when they are cached, since a cache holds no logits.
     """
 
     prompt: tuple[int, ...]
@@ -107,3 +121,5 @@ class Generation:
     banned: tuple[int, ...] = ()
     constraint: Constraint | None = None
     priority: int = 0
+    scored_from: int | None = None
+    alternatives: int = 0

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kcode_backend.engine.scheduler import Step
+from kcode_backend.engine.request import Scored
+from kcode_backend.engine.scheduler import Span, Step
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.kv.table import BlockCopy
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """`logits` [rows, vocab] has one writable row per span that samples; `scores` has one entry per span that scores."""
+
+    logits: NDArray[np.float32]
+    scores: tuple[tuple[Span, Scored], ...]
 
 
 class Runner:
@@ -20,19 +31,43 @@ class Runner:
         self._model = model
         self._kv = kv
 
-    def run(self, step: Step) -> NDArray[np.float32]:
-        """Logits [rows, vocab], one writable row per span that samples, in the order of the spans."""
+    def run(self, step: Step) -> Outputs:
+        """Compute the step; rows and entries are in the order of the spans."""
         with torch.inference_mode():
             for copy in step.copies:
                 self._copy(copy)
             logits = self._model.forward(build_batch(step, self._kv.block_size), self._kv)
-        return logits.numpy()
+            scores: list[tuple[Span, Scored]] = []
+            sampling: list[int] = []
+            row = 0
+            for span in step.spans:
+                count = len(span.scored)
+                if count:
+                    scores.append((span, score(logits[row : row + count], span)))
+                row += count
+                if span.samples:
+                    sampling.append(row)
+                    row += 1
+            return Outputs(logits[sampling].numpy() if scores else logits.numpy(), tuple(scores))
 
     def _copy(self, copy: BlockCopy) -> None:
         if copy.source == copy.target:
             return
         for tensor in (*self._kv.keys, *self._kv.values):
             tensor[copy.target] = tensor[copy.source]
+
+
+def score(logits: torch.Tensor, span: Span) -> Scored:
+    """logits: [len(span.scored), vocab]."""
+    places = span.scored
+    prompt = span.sequence.generation.prompt
+    ids = torch.tensor([prompt[place] for place in places], dtype=torch.int64)
+    total = torch.logsumexp(logits, dim=1)
+    own = logits.gather(1, ids[:, None])[:, 0] - total
+    best = torch.topk(logits, span.sequence.generation.alternatives, dim=1)
+    likely = (best.values - total[:, None]).tolist()
+    found = [tuple(zip(row_ids, row, strict=True)) for row_ids, row in zip(best.indices.tolist(), likely, strict=True)]
+    return Scored(places.start, tuple(own.tolist()), tuple(found))
 
 
 def build_batch(step: Step, block_size: int) -> Batch:
@@ -55,6 +90,7 @@ def build_batch(step: Step, block_size: int) -> Batch:
         starts.append(len(token_ids))
         lengths.append(end)
         tables.append(blocks + [0] * (width - len(blocks)))
+        rows += [len(token_ids) - end + place - 1 for place in span.scored]
         if span.samples:
             rows.append(len(token_ids) - 1)
     return Batch(

@@ -24,6 +24,15 @@ class Span:
         """The span reaches the end of the ids, so its last row gives the next token."""
         return self.count == self.sequence.pending
 
+    @property
+    def scored(self) -> range:
+        """The prompt tokens whose logits this span gives, each from the row before it."""
+        generation = self.sequence.generation
+        if generation.scored_from is None:
+            return range(0)
+        start = self.sequence.computed
+        return range(max(generation.scored_from, start + 1), min(start + self.count + 1, len(generation.prompt)))
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -88,7 +97,7 @@ class Scheduler:
             sequence.table.publish(sequence.ids, sequence.computed)
 
     def _prompt_span(self, sequence: Sequence, budget: int, copies: list[BlockCopy]) -> Span | None:
-        last = len(sequence.ids) - 1
+        last = sequence.reusable
         if not sequence.attached:
             if sequence is not self.sequences[0] and sequence.table.missing(len(sequence.ids)) > self._pool.available:
                 return None

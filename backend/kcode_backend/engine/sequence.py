@@ -47,6 +47,12 @@ class Sequence:
         return (self.generation.priority, self.arrival)
 
     @property
+    def reusable(self) -> int:
+        """How many leading ids may come from the cache: at least the last one is computed, for its logits."""
+        scored = self.generation.scored_from
+        return min(len(self.ids), len(self.ids) if scored is None else scored) - 1
+
+    @property
     def pending(self) -> int:
         """Tokens whose keys and values are still to be computed; at least 1 until the sequence ends."""
         return len(self.ids) - self.computed

@@ -21,6 +21,7 @@ from kcode_backend.http.body import ChatBody, CountBody, chat_messages, declarat
 from kcode_backend.http.errors import RequestRefused, error_body, error_response
 from kcode_backend.http.generate import Completion, SessionLengths, begin
 from kcode_backend.http.slot import Slot
+from kcode_backend.http.text import TextBody, TextCompletion
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,18 @@ def build_app(
             return Response(status_code=499)
         return JSONResponse(completion.whole())
 
+    async def completions(request: Request) -> Response:
+        body, _ = read_body(TextBody, await _read(request))
+        completion = TextCompletion(await slot.ready(), body, slot.name)
+        answers: list[Json] = []
+
+        async def run() -> None:
+            answers.append(await completion.run())
+
+        if not await until_disconnect(request.receive, run()):
+            return Response(status_code=499)
+        return JSONResponse(answers[0])
+
     async def tokenize(request: Request) -> Response:
         body, raw = read_body(CountBody, await _read(request))
         serving = await slot.ready()
@@ -175,6 +188,7 @@ def build_app(
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completions, methods=["POST"]),
             Route("/v1/kcode/tokenize", tokenize, methods=["POST"]),
             Route("/v1/models", models),
             Route("/health", health),

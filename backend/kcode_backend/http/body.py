@@ -14,39 +14,39 @@ from kcode_backend.http.errors import RequestRefused
 _ModelT = TypeVar("_ModelT", bound=BaseModel)
 
 
-class _Lenient(BaseModel):
+class Lenient(BaseModel):
     """Fields of the OpenAI API that mean nothing here are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
     """Our own fields: a misspelt one is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ContentPart(_Lenient):
+class ContentPart(Lenient):
     type: StrictStr
     text: StrictStr | None = None
 
 
-class FunctionCall(_Lenient):
+class FunctionCall(Lenient):
     name: StrictStr
     arguments: StrictStr = "{}"
 
 
-class MessageCall(_Lenient):
+class MessageCall(Lenient):
     id: StrictStr = ""
     function: FunctionCall
 
 
-class MessageTokens(_Lenient):
+class MessageTokens(Lenient):
     token_ids: list[Annotated[StrictInt, Field(ge=0)]] | None = None
     fingerprint: StrictStr | None = None
 
 
-class Message(_Lenient):
+class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: StrictStr | list[ContentPart] | None = None
     tool_calls: list[MessageCall] | None = None
@@ -54,27 +54,27 @@ class Message(_Lenient):
     kcode: MessageTokens | None = None
 
 
-class Function(_Lenient):
+class Function(Lenient):
     name: StrictStr
     description: StrictStr | None = None
     parameters: dict[str, object] | None = None
 
 
-class Tool(_Lenient):
+class Tool(Lenient):
     type: Literal["function"]
     function: Function
 
 
-class NamedFunction(_Lenient):
+class NamedFunction(Lenient):
     name: StrictStr
 
 
-class NamedChoice(_Lenient):
+class NamedChoice(Lenient):
     type: Literal["function"]
     function: NamedFunction
 
 
-class Extensions(_Strict):
+class Extensions(Strict):
     """What OpenAI's API has no word for."""
 
     grammar: StrictStr | None = None
@@ -83,11 +83,11 @@ class Extensions(_Strict):
     session: StrictStr = ""
 
 
-class StreamOptions(_Lenient):
+class StreamOptions(Lenient):
     include_usage: StrictBool = True
 
 
-class ChatBody(_Lenient):
+class ChatBody(Lenient):
     """POST /v1/chat/completions."""
 
     messages: list[Message]
@@ -129,7 +129,7 @@ class ChatBody(_Lenient):
         )
 
 
-class CountBody(_Lenient):
+class CountBody(Lenient):
     """POST /v1/kcode/tokenize."""
 
     messages: list[Message]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kcode_backend.chat.format import BadConversation
 from kcode_backend.chat.stops import StopTexts
-from kcode_backend.engine.request import Event, Failed, Finished, Prefilled, Sampled
+from kcode_backend.engine.request import Event, Failed, Finished, Prefilled, Sampled, Scored
 from kcode_backend.errors import OutOfContext
 from kcode_backend.http.answer import Answer, Json
 from kcode_backend.http.body import ChatBody, NamedChoice, chat_messages, declarations
@@ -123,6 +123,8 @@ class Completion:
                 case Finished():
                     for delta in self.answer.finished(event):
                         yield self._chunk(delta)
+                case Scored():
+                    raise AssertionError("a chat request never asks for scores")
                 case Failed(message):
                     raise RequestRefused(500, "engine_failed", message)
 
