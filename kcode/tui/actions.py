@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from textual.screen import Screen
 
 from kcode.errors import KcodeError
+from kcode.transcript import Turn
 from kcode.tui.blocks import Listing, Remark
 from kcode.tui.commands import COMMANDS, KEYS, Command
 from kcode.tui.conversation import Conversation
@@ -21,7 +22,7 @@ Reopen = Callable[[str | None, str | None], Awaitable[None]]
 
 
 class Actions:
-    """Runs commands for one screen. `reopen(resume_id, model)` replaces the session and shows what was said in it."""
+    """Runs commands for one screen. `reopen(resume_id, model)` replaces the session; `show_session` shows it from its records."""
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class Actions:
         sessions: Sessions,
         store: ModelStore | None,
         reopen: Reopen,
+        show_session: Callable[[], None],
     ) -> None:
         self._screen = screen
         self._transcript = transcript
@@ -38,6 +40,7 @@ class Actions:
         self._sessions = sessions
         self._store = store
         self._reopen = reopen
+        self._show_session = show_session
 
     async def run(self, command: Command) -> None:
         """Errors of kcode are shown, the conversation stays as it is."""
@@ -66,7 +69,7 @@ class Actions:
         name = await self._screen.app.push_screen_wait(ModelsScreen(self._store, first_run=self._conversation.session is None))
         if name is not None and self._may_leave_turn():
             session = self._conversation.session
-            had = session is not None and len(session.messages) > 1
+            had = session is not None and any(isinstance(record, Turn) for record in session.records)
             await self._reopen(session.id if session is not None and had else None, name)
 
     async def _help(self) -> None:
@@ -101,7 +104,9 @@ class Actions:
 
     async def _undo(self) -> None:
         if self._conversation.session is not None and self._may_leave_turn():
-            self.tell("↶", await self._conversation.session.undo(), "accent")
+            said = await self._conversation.session.undo()
+            self._show_session()
+            self.tell("↶", said, "accent")
 
     async def _quit(self) -> None:
         self._screen.app.exit()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from markdown_it.token import Token
 from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
@@ -135,7 +136,8 @@ class Answer:
         self.revision = 0
         self._parts: list[str] = []
         self._tail = clean(text)
-        self._drawn: list[list[Strip]] = []
+        self._done: list[Strip] = []
+        self._drawn_parts = 0
         self._drawn_for: tuple[int, Look] | None = None
 
     @property
@@ -151,20 +153,23 @@ class Answer:
 
     def draw(self, width: int, look: Look) -> list[Strip]:
         if self._drawn_for != (width, look):
-            self._drawn, self._drawn_for = [], (width, look)
-        inner = max(1, width - 4)
+            self._done, self._drawn_parts, self._drawn_for = [], 0, (width, look)
+        for source in self._parts[self._drawn_parts :]:
+            for _, tokens in blocks(source):
+                self._done += self._draw_part(tokens, width, look, below=bool(self._done))
         found = blocks(self._tail)
-        for source, _ in found[:-1]:
+        for source, tokens in found[:-1]:
             self._parts.append(source)
+            self._done += self._draw_part(tokens, width, look, below=bool(self._done))
         if len(found) > 1:
             self._tail = found[-1][0]
-        for source in self._parts[len(self._drawn) :]:
-            self._drawn.append([line for _, tokens in blocks(source) for line in markdown(tokens, inner, look)])
-        tail = markdown(found[-1][1], inner, look) if found else []
-        lines: list[Strip] = []
-        for part in [*self._drawn, tail]:
-            if part:
-                lines += [Strip.blank(0), *part] if lines else part
+        self._drawn_parts = len(self._parts)
+        return self._done + (self._draw_part(found[-1][1], width, look, below=bool(self._done)) if found else [])
+
+    def _draw_part(self, tokens: list[Token], width: int, look: Look, *, below: bool) -> list[Strip]:
+        lines = markdown(tokens, max(1, width - 4), look)
+        if lines and below:
+            lines.insert(0, Strip.blank(0))
         return margin(lines, MARGIN, MARGIN, look.text)
 
 

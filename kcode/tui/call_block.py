@@ -127,7 +127,8 @@ class Call:
                 hints.append(Text(quantity(lines, "line") if lines else "no output", look.dim))
             case None:
                 pass
-        hints.append(Text(duration_text(self.duration_s), look.dim))
+        if self.duration_s > 0:
+            hints.append(Text(duration_text(self.duration_s), look.dim))
         return hints
 
     def _written(self) -> str:

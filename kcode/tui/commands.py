@@ -19,7 +19,7 @@ COMMANDS = (
     Command("new", "start a new conversation"),
     Command("resume", "go on with an earlier conversation"),
     Command("diff", "what changed in this conversation"),
-    Command("undo", "take back the last turn's changes"),
+    Command("undo", "take back the last turn and its changes"),
     Command("quit", "leave"),
 )
 KEYS = (
@@ -29,6 +29,7 @@ KEYS = (
     ("Esc", "interrupt"),
     ("Ctrl+C", "interrupt; twice to leave"),
     ("Ctrl+D", "leave, when nothing is typed"),
+    ("Shift+Tab", "plan (only reading), ask (before changes), auto (whatever the sandbox allows)"),
     ("Ctrl+O", "unfold or fold all results"),
     ("Tab", "walk the transcript: Up, Down, Enter unfolds, Esc returns"),
     ("PgUp, PgDn", "scroll"),

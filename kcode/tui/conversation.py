@@ -7,10 +7,12 @@ import logging
 from collections.abc import Callable
 
 from kcode.errors import KcodeError
-from kcode.events import Event, Notice, TurnFinished
+from kcode.events import Event, Notice
 from kcode.tui.port import Ask, ChatSession, Sessions
 
 LOG = logging.getLogger(__name__)
+PATIENCE_S = 3
+"""How long a turn may take to end in order when its session is closed."""
 
 
 class Conversation:
@@ -39,9 +41,19 @@ class Conversation:
         self._on_said = on_said
         self._on_change = on_change
         self._turns: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
+        self._stop = asyncio.Event()
 
-    async def open(self, resume_id: str | None = None, model: str | None = None) -> bool:
-        """Replace the session. Raises KcodeError and then has no session; what is queued waits for the next try."""
+    @property
+    def is_warming(self) -> bool:
+        """Whether the model is being made ready."""
+        return self._warming is not None and not self._warming.done()
+
+    async def open(self, resume_id: str | None = None, model: str | None = None) -> None:
+        """Replace the session and begin to make its model ready.
+
+        Raises KcodeError and then has no session; what is queued waits for the next try.
+        """
         await self.close()
         self.is_opening = True
         self._on_change()
@@ -50,7 +62,7 @@ class Conversation:
         finally:
             self.is_opening = False
             self._on_change()
-        return True
+        self._warming = asyncio.create_task(self._warm(self.session))
 
     def send(self, text: str) -> None:
         self.queue.append(text)
@@ -71,31 +83,43 @@ class Conversation:
 
     def interrupt(self) -> None:
         if self.session is not None and self.is_working:
+            self._stop.set()
             self.session.interrupt()
 
     async def close(self) -> None:
         """End the running turn and the session. Idempotent."""
-        session, turns = self.session, self._turns
-        self.session, self._turns = None, None
-        if session is not None and turns is not None and not turns.done():
-            session.interrupt()
-            await asyncio.wait([turns], timeout=3)
-            turns.cancel()
-            await asyncio.gather(turns, return_exceptions=True)
-        if session is not None:
-            await session.close()
+        session, turns, warming = self.session, self._turns, self._warming
+        self.session, self._turns, self._warming = None, None, None
+        if session is None:
+            return
+        self._stop.set()
+        session.interrupt()
+        running = [task for task in (turns, warming) if task is not None and not task.done()]
+        if turns in running:
+            await asyncio.wait([turns], timeout=PATIENCE_S)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await session.close()
+
+    async def _warm(self, session: ChatSession) -> None:
+        try:
+            await session.start()
+        except KcodeError as error:
+            self._on_event(Notice("error", str(error)))
+        finally:
+            self._warming = None
+            self._on_change()
 
     async def _run(self, session: ChatSession) -> None:
         while self.queue and self.session is session:
             text = self.queue.pop(0)
             self.is_working = True
+            self._stop.clear()
             self._on_change()
             self._on_said(text)
-            finished = False
             try:
-                async for event in session.submit(text):
-                    finished = finished or isinstance(event, TurnFinished)
-                    self._on_event(event)
+                await self._turn(session, text)
             except KcodeError as error:
                 self._on_event(Notice("error", str(error)))
             except Exception as error:
@@ -104,3 +128,15 @@ class Conversation:
             finally:
                 self.is_working = False
                 self._on_change()
+
+    async def _turn(self, session: ChatSession, text: str) -> None:
+        if self._warming is not None:
+            # Starting a model takes long and a session cannot be interrupted while it does.
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait([self._warming, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if self._stop.is_set():
+                self._on_event(Notice("warning", "interrupted before it began"))
+                return
+        async for event in session.submit(text):
+            self._on_event(event)

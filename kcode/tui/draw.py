@@ -28,6 +28,8 @@ PROSE_WIDTH = 112
 def strips(content: RenderableType, width: int, look: Look) -> list[Strip]:
     """`content` wrapped to `width` cells, at least one cell."""
     console = _console(look)
+    if isinstance(content, Text) and "\n" not in content.plain and content.cell_len <= width:
+        return [Strip(Segment.simplify(content.render(console)))]
     options = console.options.update(width=max(1, width), height=None, highlight=False)
     return [Strip(Segment.simplify(line)) for line in console.render_lines(content, options, pad=False)]
 
@@ -66,9 +68,14 @@ def markdown(tokens: list[Token], width: int, look: Look) -> list[Strip]:
 
 def code(source: str, language: str, look: Look) -> Text:
     """Highlighted code without its trailing newline; `language` is a Pygments name or a file name's lexer, "" for none."""
-    text = Syntax("", language or "text", theme=syntax_theme(look)).highlight(source)
+    text = _highlighter(language or "text", look).highlight(source)
     text.rstrip()
     return text
+
+
+@lru_cache(maxsize=32)
+def _highlighter(language: str, look: Look) -> Syntax:
+    return Syntax("", language, theme=syntax_theme(look))
 
 
 @lru_cache(maxsize=256)
@@ -112,8 +119,14 @@ class _Prose(Markdown):
     }
 
     def __init__(self, tokens: list[Token], look: Look) -> None:
-        super().__init__("", hyperlinks=False)
+        # The base would build a parser and parse for every part.
+        self.markup = ""
         self.parsed = tokens
+        self.code_theme = self.inline_code_theme = "default"
+        self.justify = None
+        self.style = "none"
+        self.hyperlinks = False
+        self.inline_code_lexer = None
         self.look = look
 
 

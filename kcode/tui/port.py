@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kcode.approval import Question, Reply
+from kcode.approval import ApprovalMode, Question, Reply
 from kcode.events import Event
-from kcode.messages import Message
+from kcode.transcript import Record
 
 Ask = Callable[[Question], Awaitable[Reply]]
 
@@ -37,8 +37,19 @@ class ChatSession(Protocol):
     def sandbox_description(self) -> str: ...
 
     @property
-    def messages(self) -> Sequence[Message]:
-        """What was said so far, oldest first."""
+    def records(self) -> Sequence[Record]:
+        """What was said and done so far, oldest first, less what was taken back."""
+        ...
+
+    @property
+    def approval_mode(self) -> ApprovalMode: ...
+
+    def set_approval_mode(self, mode: ApprovalMode) -> None:
+        """In force from the next call on."""
+        ...
+
+    async def start(self) -> None:
+        """Make the model ready, which may take long; idempotent, not to be run twice at once. Raises KcodeError."""
         ...
 
     def submit(self, text: str) -> AsyncIterator[Event]:
@@ -54,24 +65,30 @@ class ChatSession(Protocol):
         ...
 
     async def undo(self) -> str:
-        """Take back the last turn's changes; one line that says what was restored."""
+        """Take back the last turn, its changes and its messages; one line that says what was done. Not during a turn."""
         ...
 
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class PastSession:
-    id: str
-    title: str
-    when: str
+class PastSession(Protocol):
+    """A line of the session picker."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def when(self) -> str: ...
 
 
 class Sessions(Protocol):
     """Opens conversations. May be slow: it starts the sandbox and the engine."""
 
     async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
-        """A new session or the one named; `model` None takes the configured one. Raises KcodeError."""
+        """A new session, the one named, or with "" the last; `model` None takes the configured one. Raises KcodeError."""
         ...
 
     async def past(self) -> Sequence[PastSession]:
@@ -119,7 +136,6 @@ class Launch:
     """How the interface starts. `first_message` is sent as soon as the session is open."""
 
     workspace: str
-    approval_mode: str = "ask"
     resume_id: str | None = None
     first_message: str = ""
     needs_model: bool = False

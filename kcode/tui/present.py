@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kcode.events import (
     CallFinished,
@@ -12,7 +12,7 @@ from kcode.events import (
     CallStarted,
     Event,
     Notice,
-    PlainDisplay,
+    NoticeLevel,
     Prefill,
     StepFinished,
     StepStarted,
@@ -20,17 +20,21 @@ from kcode.events import (
     ThinkingPiece,
     TurnFinished,
     TurnStarted,
+    TurnStatus,
 )
-from kcode.messages import Message, Text, ToolCall, ToolResult
+from kcode.messages import Message, Text, ToolCall
 from kcode.messages import Thinking as ThinkingPart
+from kcode.model import Usage
+from kcode.transcript import Answered, Record, Turn, TurnEnd
+from kcode.transcript import Said as SaidRecord
 from kcode.tui.blocks import Answer, Block, Remark, Said, Thinking
 from kcode.tui.call_block import Call
 from kcode.tui.figures import duration_text, quantity
 from kcode.tui.widgets.activity import Activity, Doing
 from kcode.tui.widgets.transcript import Transcript
 
-NOTICES = {"info": ("i", "dim"), "warning": ("!", "warning"), "error": ("✗", "bad")}
-ENDS = {
+NOTICES: Mapping[NoticeLevel, tuple[str, str]] = {"info": ("i", "dim"), "warning": ("!", "warning"), "error": ("✗", "bad")}
+ENDS: Mapping[TurnStatus, tuple[str, str, str]] = {
     "finished": ("✓", "good", "done"),
     "limit": ("!", "warning", "stopped at a limit"),
     "loop": ("!", "warning", "stopped: it went in circles"),
@@ -50,6 +54,9 @@ class Presenter:
         self._thinking_began = 0.0
         self._writing: dict[int, Call] = {}
         self._running: dict[str, Call] = {}
+
+    def greet(self, workspace: str, sandbox: str) -> None:
+        self._transcript.add(Remark("◆", f"kcode in {workspace} · {sandbox}", "accent"))
 
     def say(self, text: str) -> None:
         self._transcript.add(Said(text))
@@ -84,32 +91,22 @@ class Presenter:
             case TurnFinished():
                 self._end_turn(event)
 
-    def replay(self, messages: Sequence[Message]) -> None:
-        """Show a conversation that was had before; what is kept of a result is the text that the model read."""
+    def replay(self, records: Sequence[Record]) -> None:
+        """Show a conversation that was had before."""
         blocks: list[Block] = []
         calls: dict[str, Call] = {}
-        for message in messages:
-            if message.role == "system":
-                continue
-            for part in message.parts:
-                match part:
-                    case Text(text=text) if message.role == "user":
-                        blocks.append(Said(text))
-                    case Text(text=text) if text.strip():
-                        blocks.append(Answer(text))
-                    case ThinkingPart(text=text):
-                        thought = Thinking()
-                        thought.append(text)
-                        thought.finish(0)
-                        blocks.append(thought)
-                    case ToolCall(id=call_id, name=name, arguments=arguments):
-                        calls[call_id] = call = Call(name)
-                        call.write(name, arguments)
-                        blocks.append(call)
-                    case ToolResult(call_id=call_id, text=text, is_error=is_error) if call_id in calls:
-                        calls.pop(call_id).finish(PlainDisplay(text), is_error, 0)
-                    case _:
-                        pass
+        for record in records:
+            match record:
+                case Turn(text=text):
+                    blocks.append(Said(text))
+                case SaidRecord(message=message) if message.role == "assistant":
+                    blocks += _parts_of(message, calls)
+                case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
+                    calls.pop(result.call_id).finish(display, result.is_error, duration_s)
+                case TurnEnd(status=status, reason=reason, usage=usage):
+                    blocks.append(_end(status, reason, usage, []))
+                case _:
+                    pass
         for call in calls.values():
             call.stop()
         self._transcript.add(*blocks)
@@ -187,16 +184,8 @@ class Presenter:
 
     def _end_turn(self, event: TurnFinished) -> None:
         self.stop()
-        sign, tone, words = ENDS[event.status]
-        usage = event.usage
-        facts = [
-            words if event.status == "finished" or not event.reason else f"{words}: {event.reason}",
-            quantity(event.steps, "step"),
-            f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
-            f"{usage.completion_tokens:,} written",
-            duration_text(event.duration_s),
-        ]
-        self._transcript.add(Remark(sign, " · ".join(facts), tone))
+        more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
+        self._transcript.add(_end(event.status, event.reason, event.usage, more))
 
     def _close_thinking(self) -> None:
         if self._thinking is not None:
@@ -213,3 +202,36 @@ class Presenter:
             call.stop()
             self._transcript.changed(call)
         self._writing.clear()
+
+
+def _parts_of(message: Message, calls: dict[str, Call]) -> list[Block]:
+    """The blocks of an answer; its calls are also put into `calls` by their ids."""
+    blocks: list[Block] = []
+    for part in message.parts:
+        match part:
+            case Text(text=text) if text.strip():
+                blocks.append(Answer(text))
+            case ThinkingPart(text=text) if text.strip():
+                thought = Thinking()
+                thought.append(text)
+                thought.finish(0)
+                blocks.append(thought)
+            case ToolCall(id=call_id, name=name, arguments=arguments):
+                calls[call_id] = call = Call(name)
+                call.write(name, arguments)
+                blocks.append(call)
+            case _:
+                pass
+    return blocks
+
+
+def _end(status: TurnStatus, reason: str, usage: Usage, more: list[str]) -> Remark:
+    sign, tone, words = ENDS[status]
+    facts = [
+        words if status == "finished" or not reason else f"{words}: {reason}",
+        *more[:1],
+        f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
+        f"{usage.completion_tokens:,} written",
+        *more[1:],
+    ]
+    return Remark(sign, " · ".join(facts), tone)

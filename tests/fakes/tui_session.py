@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
-from kcode.approval import Question, Reply
+from kcode.approval import ApprovalMode, Question, Reply
 from kcode.errors import KcodeError
 from kcode.events import Event, TurnFinished, TurnStarted
-from kcode.messages import Message, user
 from kcode.model import Usage
-from kcode.tui.port import Ask, ModelOffer, PastSession, PullProgress
+from kcode.transcript import Record, Turn
+from kcode.tui.port import Ask, ModelOffer, PullProgress
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class ScriptedSession:
     context_limit: int | None = 32768
     context_used: int = 0
     sandbox_description: str = "bubblewrap · workspace-write · network off"
-    messages: list[Message] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
+    approval_mode: ApprovalMode = "ask"
+    start_s: float = 0.0
     patch: str = ""
     replies: list[Reply] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -57,8 +59,8 @@ class ScriptedSession:
 
     async def submit(self, text: str) -> AsyncIterator[Event]:
         self.said.append(text)
-        self.messages.append(user(text))
         turn = len(self.said)
+        self.records.append(Turn(turn, text, ""))
         self._interrupted.clear()
         yield TurnStarted(turn)
         ended = False
@@ -73,7 +75,7 @@ class ScriptedSession:
                 case Fail(error=error):
                     raise error
                 case Question():
-                    self.replies.append(await self.ask(step))
+                    await self._question(step)
                 case TurnFinished():
                     ended = True
                     yield step
@@ -85,6 +87,12 @@ class ScriptedSession:
             reason = "by the user" if status == "interrupted" else ""
             yield TurnFinished(turn, status, reason, "", Usage(4000, 3500, 120), 2, 3.2)
 
+    async def start(self) -> None:
+        await asyncio.sleep(self.start_s)
+
+    def set_approval_mode(self, mode: ApprovalMode) -> None:
+        self.approval_mode = mode
+
     def interrupt(self) -> None:
         self._interrupted.set()
 
@@ -93,10 +101,20 @@ class ScriptedSession:
 
     async def undo(self) -> str:
         self.undone += 1
+        self.records.clear()
         return "restored 1 file: src/slug.py"
 
     async def close(self) -> None:
         self.closed = True
+
+    async def _question(self, question: Question) -> None:
+        asking = asyncio.ensure_future(self.ask(question))
+        interrupted = asyncio.ensure_future(self._interrupted.wait())
+        await asyncio.wait([asking, interrupted], return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            self.replies.append(asking.result())
+        asking.cancel()
+        interrupted.cancel()
 
     async def _wait(self, *awaitables: Coroutine[object, object, object]) -> None:
         tasks = [asyncio.ensure_future(item) for item in awaitables]
@@ -105,14 +123,22 @@ class ScriptedSession:
             task.cancel()
 
 
+@dataclass(frozen=True)
+class Past:
+    id: str
+    title: str
+    when: str
+
+
 @dataclass
 class ScriptedSessions:
     """Opens ScriptedSessions and keeps them in `opened`."""
 
     script: Script
     problem: KcodeError | None = None
-    listed: Sequence[PastSession] = ()
-    history: Sequence[Message] = ()
+    listed: Sequence[Past] = ()
+    history: Sequence[Record] = ()
+    start_s: float = 0.0
     patch: str = ""
     delay_s: float = 0.0
     opened: list[ScriptedSession] = field(default_factory=list)
@@ -123,13 +149,14 @@ class ScriptedSessions:
         await asyncio.sleep(self.delay_s)
         if self.problem is not None:
             raise self.problem
-        session = ScriptedSession(self.script, ask, messages=list(self.history if resume_id else ()), patch=self.patch)
+        records = list(self.history) if resume_id else []
+        session = ScriptedSession(self.script, ask, records=records, patch=self.patch, start_s=self.start_s)
         if model:
             session.model_name = model
         self.opened.append(session)
         return session
 
-    async def past(self) -> Sequence[PastSession]:
+    async def past(self) -> Sequence[Past]:
         return self.listed
 
 

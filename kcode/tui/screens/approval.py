@@ -29,13 +29,13 @@ class ApprovalScreen(ModalScreen[Reply]):
         background: $background 40%;
         & > Vertical {
             height: auto;
-            max-height: 80%;
+            max-height: 100%;
             background: $surface;
             border-top: solid $warning;
             padding: 0 2 1 2;
         }
         & #approval-head { height: auto; margin-bottom: 1; }
-        & Sheet { height: auto; max-height: 24; background: $surface; }
+        & Sheet { height: auto; max-height: 35vh; background: $surface; }
         & #approval-choices { height: auto; margin-top: 1; }
         & Input { display: none; height: 1; border: none; padding: 0; margin-top: 1; background: $panel; }
     }

@@ -16,7 +16,7 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
-from kcode.approval import Question, Reply
+from kcode.approval import ApprovalMode, Question, Reply
 from kcode.errors import KcodeError, ModelNotFound
 from kcode.events import Event, Prefill, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
@@ -35,6 +35,7 @@ from kcode.tui.widgets.transcript import Transcript
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
 QUIT_WINDOW_S = 2.0
+MODES: tuple[ApprovalMode, ...] = ("plan", "ask", "auto")
 
 
 class ChatScreen(Screen[None]):
@@ -46,6 +47,7 @@ class ChatScreen(Screen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "interrupt", show=False),
         Binding("ctrl+c", "stop_or_quit", show=False, priority=True),
+        Binding("shift+tab", "cycle_mode", show=False, priority=True),
         Binding("ctrl+o", "fold_all", show=False, priority=True),
         Binding("pageup", "page(-1)", show=False, priority=True),
         Binding("pagedown", "page(1)", show=False, priority=True),
@@ -58,15 +60,16 @@ class ChatScreen(Screen[None]):
         self._activity = Activity(id="activity")
         self._queued = Queued(id="queued")
         self._completions = Completions(id="completions")
-        self._status = Status(Facts(approval=launch.approval_mode), id="status")
+        self._status = Status(Facts(), id="status")
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
         self._prompt = Prompt(history, placeholder="What should be done?", id="prompt")
         self._presenter = Presenter(self._transcript, self._activity)
         self._conversation = Conversation(
             sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
         )
-        self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen)
+        self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session)
         self._quit_armed_at = 0.0
+        self._may_open = False
 
     def compose(self) -> ComposeResult:
         yield self._transcript
@@ -94,7 +97,7 @@ class ChatScreen(Screen[None]):
             self._actions.tell("!", f"{message.text} is no command; /help lists them", "warning")
         else:
             self._conversation.send(message.text)
-            if self._conversation.session is None and not self._conversation.is_opening:
+            if self._may_open and self._conversation.session is None and not self._conversation.is_opening:
                 self.run_worker(self._reopen(None, None))
 
     def on_prompt_complete(self, message: Prompt.Complete) -> None:
@@ -145,12 +148,19 @@ class ChatScreen(Screen[None]):
             self.app.exit()
             return
         self._quit_armed_at = now
-        self.set_timer(QUIT_WINDOW_S, lambda: self._activity.tell(HINT if not self._conversation.is_working else ""))
+        self.set_timer(QUIT_WINDOW_S + 0.1, lambda: self._activity.tell(self._hint()))
         if self._conversation.is_working:
             self.action_interrupt()
         else:
             self._prompt.put("")
-        self._activity.tell("Ctrl+C again leaves")
+        self._activity.tell(self._hint())
+
+    def action_cycle_mode(self) -> None:
+        """plan, ask, auto: how far kcode goes without asking."""
+        session = self._conversation.session
+        if session is not None:
+            session.set_approval_mode(MODES[(MODES.index(session.approval_mode) + 1) % len(MODES)])
+            self._tell_facts()
 
     def action_fold_all(self) -> None:
         self._transcript.fold_all()
@@ -161,13 +171,14 @@ class ChatScreen(Screen[None]):
     async def _begin(self) -> None:
         if self._launch.first_message:
             self._conversation.send(self._launch.first_message)
+        self._may_open = self._launch.needs_model
         if self._launch.needs_model:
             self.run_worker(self._actions.choose_model())
         else:
             self.run_worker(self._reopen(self._launch.resume_id, None))
 
     async def _reopen(self, resume_id: str | None, model: str | None) -> None:
-        self._activity.tell("Opening …")
+        replaces = self._conversation.session is not None
         try:
             await self._conversation.open(resume_id, model)
         except ModelNotFound as error:
@@ -178,14 +189,25 @@ class ChatScreen(Screen[None]):
             self._actions.tell("✗", f"{error}", "bad")
             return
         finally:
-            self._activity.tell(HINT)
+            self._may_open = True
+            self._activity.tell(self._hint())
+        if replaces:
+            self._show_session()
+        else:
+            self._present_session()
+        self._conversation.proceed()
+
+    def _show_session(self) -> None:
+        """Nothing but the session's own records."""
+        self._transcript.clear()
+        self._present_session()
+
+    def _present_session(self) -> None:
         session = self._conversation.session
         assert session is not None
-        if self._transcript.page.blocks:
-            self._transcript.clear()
-        self._presenter.replay(session.messages)
+        self._presenter.greet(self._launch.workspace, session.sandbox_description)
+        self._presenter.replay(session.records)
         self._changed()
-        self._conversation.proceed()
 
     async def _ask(self, question: Question) -> Reply:
         """The person's answer. Cancelled with the turn, it takes its question away."""
@@ -221,12 +243,21 @@ class ChatScreen(Screen[None]):
         self._queued.tell(self._conversation.queue)
         self._prompt.has_waiting = bool(self._conversation.queue)
         if self._conversation.is_working:
-            self._activity.tell("")
-            self._activity.start("Working")
+            self._activity.start("Loading the model" if self._conversation.is_warming else "Working")
         else:
             self._presenter.stop()
-            self._activity.tell(HINT)
+        self._activity.tell(self._hint())
         self._tell_facts()
+
+    def _hint(self) -> str:
+        """The idle line, or what is added to the working line."""
+        if time.monotonic() - self._quit_armed_at < QUIT_WINDOW_S:
+            return "Ctrl+C again leaves"
+        if self._conversation.is_working:
+            return ""
+        if self._conversation.is_opening:
+            return "Opening …"
+        return "Loading the model … you can type already" if self._conversation.is_warming else HINT
 
     def _tell_facts(self, used: int | None = None, rate: float | None = None, elapsed_s: float | None = None) -> None:
         session, before = self._conversation.session, self._status.facts
@@ -238,6 +269,6 @@ class ChatScreen(Screen[None]):
                 tokens_per_s=before.tokens_per_s if rate is None else rate,
                 elapsed_s=before.elapsed_s if elapsed_s is None else elapsed_s,
                 sandbox=session.sandbox_description if session else "",
-                approval=self._launch.approval_mode,
+                approval=session.approval_mode if session else "",
             )
         )

@@ -223,4 +223,5 @@ class Transcript(ScrollView, can_focus=True):
         self.refresh()
         self._cost_s = time.perf_counter() - began
         if not settled:
-            self._plan()
+            # The rest waits no longer than this slice took: typing gets every other slice.
+            self._due = self.set_timer(self._cost_s, self._flush)
