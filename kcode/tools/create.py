@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kcode.events import DiffDisplay
 from kcode.tools.refusal import Refusal, settle
 from kcode.tools.syntax import describe_faults, introduced_faults
-from kcode.tools.textfile import ReadFiles, encode_new, exists, open_text, shown_path
+from kcode.tools.textfile import ReadFiles, changed_paths, encode_new, exists, open_text, shown_path
 from kcode.tools.tool import Access, Emit, Outcome
 from kcode_sandbox.sandbox import Sandbox
 
@@ -44,7 +44,7 @@ class CreateTool:
         stat = await self.sandbox.write(arguments.path, encode_new(arguments.content), expect_sha256="")
         self.files.note(stat.path, stat.sha256)
         shown = shown_path(self.sandbox, stat, arguments.path)
-        return report(shown, "", arguments.content, f"Created {shown}")
+        return report(shown, "", arguments.content, f"Created {shown}", changed_paths(self.sandbox, stat.path))
 
     async def rewrite(self, arguments: CreateArguments) -> Outcome:
         file = await open_text(self.sandbox, arguments.path)
@@ -56,13 +56,14 @@ class CreateTool:
             raise Refusal(f"{file.shown} already has exactly this content")
         stat = await self.sandbox.write(file.path, content.encode(), expect_sha256=file.sha256)
         self.files.note(file.path, stat.sha256)
-        return report(file.shown, file.content.text, content.text, f"Rewrote {file.shown}")
+        changed = changed_paths(self.sandbox, file.path)
+        return report(file.shown, file.content.text, content.text, f"Rewrote {file.shown}", changed)
 
 
-def report(shown: str, old: str, new: str, headline: str) -> Outcome:
+def report(shown: str, old: str, new: str, headline: str, changed: tuple[str, ...]) -> Outcome:
     lines = new.count("\n") + (0 if new.endswith("\n") else 1)
     text = f"{headline} ({lines} lines)."
     faults = introduced_faults(shown, old, new)
     if faults:
         text += f"\nIt has syntax errors; fix them:\n{describe_faults(faults)}"
-    return Outcome(text, DiffDisplay(shown, old, new), changed=(shown,))
+    return Outcome(text, DiffDisplay(shown, old, new), changed=changed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kcode.events import DiffDisplay
 from kcode.tools.syntax import describe_faults, introduced_faults
-from kcode.tools.textfile import OpenFile, ReadFiles, TextFile
+from kcode.tools.textfile import OpenFile, ReadFiles, TextFile, changed_paths
 from kcode.tools.tool import Outcome
 from kcode.tools.truncate import numbered
 from kcode_sandbox.sandbox import Sandbox
@@ -23,7 +23,7 @@ async def write_edit(
     faults = introduced_faults(file.shown, file.content.text, content.text)
     if faults:
         text += f"\nThis edit introduced syntax errors; fix them:\n{describe_faults(faults)}"
-    return Outcome(text, DiffDisplay(file.shown, file.content.text, content.text), changed=(file.shown,))
+    return Outcome(text, DiffDisplay(file.shown, file.content.text, content.text), changed=changed_paths(sandbox, file.path))
 
 
 def snippet(text: str, first: int, last: int) -> str:

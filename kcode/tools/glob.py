@@ -42,7 +42,8 @@ class GlobTool:
         stats = await self.sandbox.list_files(arguments.path)
         paths = matching(stats, arguments.pattern, arguments.path)
         if not paths:
-            text = f"No file matches {arguments.pattern!r} below {arguments.path}."
+            where = "the workspace" if arguments.path == "." else arguments.path
+            text = f"No file matches {arguments.pattern!r} in {where}."
             return Outcome(text, PlainDisplay(text))
         cut = len(paths) - LISTING_ENTRIES
         text = "\n".join(paths[:LISTING_ENTRIES])

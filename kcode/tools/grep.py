@@ -92,8 +92,9 @@ def options(arguments: GrepArguments) -> list[str]:
 
 def bounded(lines: list[str], arguments: GrepArguments) -> str:
     if not lines:
-        where = arguments.path if arguments.glob is None else f"{arguments.glob} below {arguments.path}"
-        return f"No match for {arguments.pattern!r} in {where}."
+        where = "the workspace" if arguments.path == "." else arguments.path
+        files = f" (files {arguments.glob})" if arguments.glob else ""
+        return f"No match for {arguments.pattern!r} in {where}{files}."
     cut = len(lines) - GREP_LINES
     shown = "\n".join(lines[:GREP_LINES])
     return shown if cut <= 0 else f"{shown}\n[{cut} more lines; narrow the pattern, the path or the glob]"

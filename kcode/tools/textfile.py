@@ -145,6 +145,12 @@ def shown_path(sandbox: Sandbox, stat: FileStat, asked: str) -> str:
     return asked
 
 
+def changed_paths(sandbox: Sandbox, path: str) -> tuple[str, ...]:
+    """What an Outcome names as changed for the real path: nothing for files outside the workspace."""
+    workspace = str(sandbox.policy.workspace)
+    return (path[len(workspace) + 1 :],) if path.startswith(workspace + "/") else ()
+
+
 async def exists(sandbox: Sandbox, path: str) -> FileStat | None:
     try:
         return await sandbox.stat(path)

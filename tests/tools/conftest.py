@@ -38,7 +38,7 @@ def call(sandbox: Sandbox) -> Callable[..., Awaitable[Outcome]]:
     """`await call("read", path="a.py")` runs a tool as the loop does: arguments parsed, live output thrown away."""
     tools = {tool.name: tool for tool in build_tools(sandbox, NAMES)}
 
-    async def run(name: str, **arguments: object) -> Outcome:
+    async def run(name: str, /, **arguments: object) -> Outcome:
         tool = tools[name]
         return await tool.run(tool.arguments.model_validate(arguments), lambda text: None)
 

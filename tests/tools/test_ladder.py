@@ -49,7 +49,10 @@ def test_indentation_may_be_shifted_as_a_whole() -> None:
 
 
 def test_indentation_may_be_too_deep_in_the_call() -> None:
-    assert edited("if x:\n  a()\n  b()\n", "      a()\n      b()\n", "      a()\n      c()\n") == ("indentation", "if x:\n  a()\n  c()\n")
+    assert edited("if x:\n  a()\n  b()\n", "      a()\n      b()\n", "      a()\n      c()\n") == (
+        "indentation",
+        "if x:\n  a()\n  c()\n",
+    )
 
 
 def test_uneven_indentation_is_no_match() -> None:
@@ -113,6 +116,6 @@ def test_a_match_replaces_only_what_it_names(lines: list[str], data: st.DataObje
 
 @pytest.mark.parametrize("text", ["x = 1", "x = 1\n", "\nx = 1\n\n"])
 def test_a_missing_final_newline_is_no_obstacle(text: str) -> None:
-    assert edited(text, "x = 1\n" if text.endswith("\n") else "x = 1", "x = 2\n" if text.endswith("\n") else "x = 2")[1] == text.replace(
-        "1", "2"
-    )
+    assert edited(text, "x = 1\n" if text.endswith("\n") else "x = 1", "x = 2\n" if text.endswith("\n") else "x = 2")[
+        1
+    ] == text.replace("1", "2")
