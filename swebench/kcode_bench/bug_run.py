@@ -20,7 +20,7 @@ from kcode_bench.bug_set import Bug, run_project, write_repository
 from kcode_bench.test_run import TestRun
 from kcode_sandbox.policy import Profile
 
-JUDGE_LIMIT_S = 10.0
+JUDGE_LIMIT_S = 20.0
 GRACE_S = 45.0
 MAX_MODULE_BYTES = 1 << 20
 SCORED_EXIT_CODES = {0, 3}

@@ -1,7 +1,8 @@
 """`python -m kcode_bench.small_bugs`: kcode on the development set of one-file bugs.
 
 Progress and tables go to stderr; the last line of stdout is one JSON object with the totals. A run is resumed by starting
-it again with the same --out: finished bugs are not run twice, errors are.
+it again with the same --out: finished bugs are not run twice, errors are. Exit codes: 0 all bugs were judged, 1 could not
+start, 2 some ended in an error of kcode or its model and are not judged.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from kcode_bench.bug_tests import test_file
 from kcode_sandbox.policy import Profile
 
 MAX_ERRORS_IN_A_ROW = 3
+INCOMPLETE = 2
 SANDBOXES: tuple[Profile, ...] = ("workspace-write", "danger-full-access")
 
 
@@ -66,7 +68,7 @@ def progress_line(number: int, count: int, result: Result, results: Sequence[Res
 
 
 def run_all(entries: Sequence[Entry], terms: Terms, out: Path) -> list[Result]:
-    """Run what is not finished yet. Raises KcodeError when kcode does not start or fails several times in a row."""
+    """Run what is not finished yet; stops early after several errors in a row. Raises StartError when kcode does not start."""
     out.mkdir(parents=True, exist_ok=True)
     finished = {id: result for id, result in read_results(out).items() if result.outcome == "done"}
     commit = commit_name()
@@ -87,9 +89,9 @@ def run_all(entries: Sequence[Entry], terms: Terms, out: Path) -> list[Result]:
         say(progress_line(number, len(entries), result, list(results.values())))
         errors = errors + 1 if result.outcome == "error" else 0
         if errors == MAX_ERRORS_IN_A_ROW:
-            raise KcodeError(
-                f"{errors} errors in a row, last: {result.reason}; see {out / entry.id}/kcode.log, then start again to go on"
-            )
+            where = out / entry.id / "kcode.log"
+            say(f"stopped: {errors} errors in a row, last: {result.reason}; see {where}, then start again to go on")
+            break
     return list(results.values())
 
 
@@ -177,6 +179,8 @@ def main(
             results = run_all(select(read_manifest(), split, ids, limit), terms, (out or default_folder(model)).absolute())
             say(table(results))
             click.echo(totals_line(results))
+            if any(result.outcome == "error" for result in results):
+                sys.exit(INCOMPLETE)
     except KcodeError as error:
         say(f"error: {error}")
         sys.exit(error.exit_code)

@@ -73,12 +73,14 @@ def test_a_second_run_keeps_finished_bugs_and_tries_errors_again(plan: Path, tmp
     out = tmp_path / "out"
     (plan / "remove_duplicates.exit").write_text("2")
     done = run(plan, out)
+    assert done.returncode == 2
     total = json.loads(done.stdout.splitlines()[-1])
     assert (total["resolved"], total["total"], total["errors"]) == (1, 1, 1)
     with (out / "results.jsonl").open("a") as file:
         file.write('{"id": "torn')
     (plan / "remove_duplicates.exit").unlink()
     done = run(plan, out)
+    assert done.returncode == 0
     total = json.loads(done.stdout.splitlines()[-1])
     assert (total["resolved"], total["total"], total["errors"]) == (1, 2, 0)
     assert [Path(call[call.index("--cd") + 1]).name for call in calls(plan)] == [
@@ -87,6 +89,16 @@ def test_a_second_run_keeps_finished_bugs_and_tries_errors_again(plan: Path, tmp
         "remove_duplicates",
     ]
     assert [(line["id"], line["outcome"]) for line in lines(out)] == [(FIRST, "done"), (SECOND, "error"), (SECOND, "done")]
+
+
+def test_three_errors_in_a_row_stop_the_run(plan: Path, tmp_path: Path) -> None:
+    entries = read_manifest()[:4]
+    for entry in entries:
+        (plan / f"{load(entry).problem.entry_point}.exit").write_text("2")
+    done = run(plan, tmp_path / "out", "--ids", ",".join(entry.id for entry in entries))
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["errors"] == 3
+    assert f"the engine said no to {load(entries[2]).problem.entry_point}; see " in done.stderr
 
 
 def test_kcode_that_cannot_start_ends_the_run_with_its_reason(plan: Path, tmp_path: Path) -> None:
