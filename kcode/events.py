@@ -131,7 +131,10 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished:
-    """`result` is the last visible text of the model; `reason` says in one line why the turn ended."""
+    """`result` is the last visible text of the model; `reason` says in one line why the turn ended.
+
+    `attempts` counts the repairs that tests judged, 1 where nobody counted.
+    """
 
     turn: int
     status: TurnStatus
@@ -140,6 +143,7 @@ class TurnFinished:
     usage: Usage
     steps: int
     duration_s: float
+    attempts: int = 1
 
 
 Event = (

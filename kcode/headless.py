@@ -82,6 +82,7 @@ class Report:
                 "completion_tokens": finished.usage.completion_tokens,
             },
             "turns": finished.steps,
+            "attempts": finished.attempts,
             "duration_s": round(finished.duration_s, 3),
             "session_id": self.session_id,
             "model": self.model,

@@ -104,7 +104,9 @@ class RunningTurn:
         result = ending.result or self._last_text
         steps = self._steps
         duration_s = time.monotonic() - self._started
-        return TurnFinished(self._turn, ending.status, ending.reason, result, steps.usage, steps.step, duration_s)
+        return TurnFinished(
+            self._turn, ending.status, ending.reason, result, steps.usage, steps.step, duration_s, ending.attempts
+        )
 
     async def _drive(self) -> Ending:
         steps = self._steps

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from kcode.messages import Message
 
@@ -145,3 +145,51 @@ class ChatModel(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token the model would rather have, or nearly so, in a place of a scored text."""
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely the model held one token of a text: `start` and `length` in bytes, `logprob` a natural logarithm."""
+
+    start: int
+    length: int
+    logprob: float
+    alternatives: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredText:
+    """The tokens that reach beyond the byte asked for, in order."""
+
+    tokens: tuple[TokenScore, ...]
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    text: str
+    usage: Usage
+
+
+@runtime_checkable
+class TextModel(Protocol):
+    """A model that also reads and continues plain text. Only our own engine offers it."""
+
+    async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
+        """How likely each token of `text` from byte `start` on was, with the likeliest tokens in its place, best first.
+
+        Raises ModelError, EngineDied.
+        """
+        ...
+
+    async def continue_text(self, text: str, stop: str, max_tokens: int) -> Continuation:
+        """The likeliest continuation, up to `stop` (not included) or `max_tokens`. Raises ModelError, EngineDied."""
+        ...

@@ -13,6 +13,7 @@ from kcode.approval import Approval, ApprovalMode, Asker
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import SandboxUnavailable, StartError
+from kcode.guided.drive import Guided
 from kcode.loop import work
 from kcode.messages import system
 from kcode.model import ChatModel
@@ -61,9 +62,9 @@ def choose_model(settings: Settings, paths: Paths) -> ChosenModel:
     return ChosenModel(LocalModel(options, paths.runtime, paths.logs), str(file), local=True, file_bytes=file.stat().st_size)
 
 
-def driver_of(profile: Profile) -> Driver:
+def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:
     """The free loop, or the driver that leads a small model by the hand."""
-    return work
+    return Guided(sandbox, seed).drive if profile.guided else work
 
 
 async def open_policy(settings: Settings, workspace: Path) -> Sandbox:
@@ -139,7 +140,7 @@ class Sessions:
                 profile=profile,
                 limits=limits_for(profile, settings),
                 sampling=sampling_for(profile, settings),
-                driver=driver_of(profile),
+                driver=driver_of(profile, sandbox, max(settings.seed, 0)),
                 approval=Approval(mode, ask, checkpoints.is_dirty),
                 checkpoints=checkpoints,
             )

@@ -126,7 +126,8 @@ class Ask:
     """How one step is asked; the defaults are the profile's. `sampling` replaces the profile's as a whole.
 
     `grammar`, `prefix`, `stop` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every step,
-    because they stand at the head of the prompt; bind what a call may hold with `grammar` instead.
+    because they stand at the head of the prompt; bind what a call may hold with `grammar` instead. A driver that makes all
+    calls itself offers none, in all of its steps.
     """
 
     tool_choice: str = "auto"
@@ -134,6 +135,7 @@ class Ask:
     prefix: str = ""
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
+    offer_tools: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ class Ending:
     status: TurnStatus
     reason: str
     result: str = ""
+    attempts: int = 1
 
 
 class LimitReached(Exception):
@@ -256,7 +259,7 @@ class Steps:
         self._emit(StepStarted(self.step))
         request = ModelRequest(
             self._journal.messages,
-            self.specs,
+            self.specs if how.offer_tools else (),
             sampling,
             tool_choice=how.tool_choice,
             grammar=how.grammar,
@@ -301,6 +304,10 @@ class Steps:
         call = ToolCall(f"probe.{name}:{time.monotonic_ns()}", name, json.dumps(arguments, ensure_ascii=False))
         self._checkpointed = False
         return self._finish(call, *await self._run(call), "", recorded=False)
+
+    def spend(self, usage: Usage) -> None:
+        """Count tokens that the driver spent on the model outside of `ask`."""
+        self.usage += usage
 
     async def snapshot(self) -> str:
         """Keep the tree as it is; "" when that cannot be done (a Notice says why)."""

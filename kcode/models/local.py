@@ -23,9 +23,18 @@ from pydantic import BaseModel, ValidationError
 
 from kcode.errors import EngineDied, ModelError, StartError
 from kcode.messages import Message
-from kcode.model import ModelEvent, ModelRequest, ToolSpec
+from kcode.model import Continuation, ModelEvent, ModelRequest, ScoredText, ToolSpec
 from kcode.models import sse
-from kcode.models.openai_wire import Answer, WireError, encode_messages, encode_request, encode_tools, error_text_of
+from kcode.models.openai_wire import (
+    Answer,
+    JsonObject,
+    WireError,
+    encode_messages,
+    encode_request,
+    encode_tools,
+    error_text_of,
+)
+from kcode.models.text_wire import decode_continuation, decode_scores
 from kcode.paths import make_private
 
 SOCKET_WAIT_S = 60.0
@@ -167,6 +176,26 @@ class LocalModel:
         if response.status_code != 200:
             return None
         return _Count.model_validate_json(response.content).count
+
+    async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
+        body: JsonObject = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": alternatives}
+        body["kcode"] = {"score_from": start}
+        return decode_scores(await self._complete(body))
+
+    async def continue_text(self, text: str, stop: str, max_tokens: int) -> Continuation:
+        body: JsonObject = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "stop": [stop]}
+        return decode_continuation(await self._complete(body))
+
+    async def _complete(self, body: JsonObject) -> bytes:
+        await self.start()
+        try:
+            response = await self._client.post("/v1/completions", json=body)
+        except httpx.TransportError as error:
+            raise await self._died() from error
+        if response.status_code != 200:
+            said = error_text_of(response.content)
+            raise ModelError(f"the engine refused the request: HTTP {response.status_code}: {said}")
+        return response.content
 
     async def close(self) -> None:
         """Let go of the engine; it goes on for others and for the next session."""

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from kcode.events import TestsDisplay
 from kcode.tools.bash import LiveText
 from kcode.tools.refusal import settle
+from kcode.tools.testing.report import TestReport
 from kcode.tools.testing.run import run_project_tests
 from kcode.tools.tool import Access, Emit, Outcome
 from kcode_sandbox.sandbox import Sandbox
@@ -28,12 +29,15 @@ class RunTestsArguments(BaseModel):
 
 
 class RunTestsTool:
+    """`last_report` is what the last run found, for a driver that needs more than the text."""
+
     name: str = "run_tests"
     access: Access = "execute"
     arguments: type[RunTestsArguments] = RunTestsArguments
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
+        self.last_report: TestReport | None = None
 
     def summary(self, arguments: RunTestsArguments) -> str:
         return " ".join(["run tests", *(part for part in (arguments.target, arguments.pattern) if part)])
@@ -45,6 +49,7 @@ class RunTestsTool:
         report = await run_project_tests(
             self.sandbox, arguments.target, float(arguments.timeout_s), arguments.pattern or "", LiveText(emit).feed
         )
+        self.last_report = report
         text = report.text()
         display = TestsDisplay(report.command, report.passed, report.failed + report.errors, text)
         return Outcome(text, display, is_error=bool(report.problem))

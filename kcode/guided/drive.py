@@ -1,0 +1,162 @@
+"""The driver of small models: kcode finds the failing tests and the suspects, the model supplies the repair, tests judge it.
+
+A turn about failing tests goes: run the tests; choose suspects; try repairs one after another, the likeliest first, each from the
+same clean tree; stop when the tests pass. Repairs come from the model's surprise (surprise.py) and from rewrites of a suspect
+(rewrite.py). A turn without a failing test is an ordinary turn of the free loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from kcode.errors import EngineDied, ModelError
+from kcode.guided import rewrite
+from kcode.guided.surprise import ENOUGH_GAIN, Proposal, propose
+from kcode.guided.suspects import Suspect, find_suspects, words_of
+from kcode.loop import work
+from kcode.model import TextModel
+from kcode.repomap import load_sources
+from kcode.steps import Ending, Steps
+from kcode.tools.run_tests import RunTestsTool
+from kcode.tools.testing.report import TestReport
+from kcode_sandbox.sandbox import Sandbox
+
+MAX_ATTEMPTS = 8
+MAX_SUSPECTS = 3
+REWRITES_PER_SUSPECT = 3
+FIRST_TIMEOUT_S = 300
+MIN_TIMEOUT_S = 20
+RESAMPLES = 2
+POOR_GAIN = -2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A new definition of the suspect; `why` is one line for the person."""
+
+    suspect: Suspect
+    code: str
+    why: str
+
+
+@dataclass(slots=True)
+class Guided:
+    """One turn of guided work in `sandbox`; `drive` is the Driver."""
+
+    sandbox: Sandbox
+    seed: int = 0
+    attempts: int = 0
+    failing: list[str] = field(default_factory=list)
+
+    async def drive(self, steps: Steps, text: str) -> Ending:
+        self.attempts = 0
+        before = await self._test(steps, FIRST_TIMEOUT_S)
+        if before is None or before.ok or not (before.failing or before.failed or before.errors):
+            return await work(steps, text)
+        files = await load_sources(self.sandbox, words_of(text))
+        suspects = find_suspects(files, text, before.failing, MAX_SUSPECTS)
+        if not suspects:
+            steps.notice("info", "no function stands out as the cause; the model works freely")
+            return await work(steps, text)
+        steps.notice("info", f"suspected: {', '.join(suspect.label for suspect in suspects)}")
+        snapshot = await steps.snapshot()
+        steps.say(rewrite.brief(text, before.text(rewrite.MAX_FAILING_CHARS), suspects))
+        timeout_s = max(MIN_TIMEOUT_S, int(before.duration_s * 3) + 10)
+        async with aclosing(self._repairs(steps, suspects)) as repairs:
+            async for repair in repairs:
+                mark = steps.mark()
+                report = await self._try(steps, repair, timeout_s)
+                if report is not None and report.ok:
+                    return Ending("finished", "the tests pass", self._success(repair, before, report), self.attempts)
+                await steps.restore(snapshot)
+                steps.rewind(mark)
+                steps.take_steering()
+        reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
+        return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {before.counts}.", self.attempts)
+
+    async def _try(self, steps: Steps, repair: Repair, timeout_s: int) -> TestReport | None:
+        """Apply the repair and run the tests; None when it could not be applied."""
+        arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}
+        called = await steps.run("rewrite_function", arguments, text=repair.why)
+        if called.result.is_error:
+            return None
+        self.attempts += 1
+        return await self._test(steps, timeout_s, recorded=True)
+
+    async def _test(self, steps: Steps, timeout_s: int, *, recorded: bool = False) -> TestReport | None:
+        """Run the project's tests; None when the profile has no such tool."""
+        tool = next((tool for tool in steps.tools if isinstance(tool, RunTestsTool)), None)
+        if tool is None:
+            return None
+        call = steps.run if recorded else steps.probe
+        await call("run_tests", {"timeout_s": timeout_s})
+        return tool.last_report
+
+    async def _repairs(self, steps: Steps, suspects: list[Suspect]) -> AsyncGenerator[Repair, None]:
+        """Repairs to try, the likeliest first: clear surprises, then rewrites, with the doubtful surprises between them."""
+        proposals = await self._proposals(steps, suspects)
+        tried = {rewrite.squeezed(suspect.code) for suspect in suspects}
+        clear = [proposal for proposal in proposals if proposal.gain >= ENOUGH_GAIN]
+        doubtful = [proposal for proposal in proposals if POOR_GAIN <= proposal.gain < ENOUGH_GAIN]
+        made = 0
+        for proposal in clear:
+            if made < MAX_ATTEMPTS:
+                made += 1
+                yield as_repair(proposal, tried)
+        for number in range(REWRITES_PER_SUSPECT):
+            for suspect in suspects:
+                if made >= MAX_ATTEMPTS:
+                    return
+                repair = await self._rewrite(steps, suspect, number, tried)
+                if repair is not None:
+                    made += 1
+                    yield repair
+                if doubtful and made < MAX_ATTEMPTS:
+                    made += 1
+                    yield as_repair(doubtful.pop(0), tried)
+
+    async def _proposals(self, steps: Steps, suspects: list[Suspect]) -> list[Proposal]:
+        """What surprises the model in the suspects, best first; nothing for models that cannot say."""
+        if not isinstance(steps.model, TextModel):
+            return []
+        found: list[Proposal] = []
+        for suspect in suspects:
+            steps.notice("info", f"reading {suspect.label} for what is unlikely in it")
+            try:
+                found += await propose(steps.model, suspect, steps.spend)
+            except EngineDied:
+                raise
+            except ModelError as error:
+                steps.notice("warning", f"{suspect.label} was not scored: {error}")
+            if found and max(proposal.gain for proposal in found) >= ENOUGH_GAIN:
+                break
+        return sorted(found, key=lambda proposal: -proposal.gain)
+
+    async def _rewrite(self, steps: Steps, suspect: Suspect, number: int, tried: set[str]) -> Repair | None:
+        """A version of the suspect by the model that was not tried yet; None when it only repeats itself."""
+        for resample in range(RESAMPLES):
+            mark = steps.mark()
+            how = rewrite.ask(suspect, number + resample, self.seed)
+            answer = await steps.ask(how, say=rewrite.question(suspect))
+            steps.rewind(mark)
+            code = rewrite.code_of(answer.message.text)
+            if code and rewrite.is_new(code, tried):
+                return Repair(suspect, code, f"A new version of {suspect.label}.")
+        return None
+
+    @staticmethod
+    def _success(repair: Repair, before: TestReport, after: TestReport) -> str:
+        return f"Fixed {repair.suspect.label}. {repair.why} Tests: {before.counts} before, {after.counts} now."
+
+
+def as_repair(proposal: Proposal, tried: set[str]) -> Repair:
+    """The proposal as a new definition of its function."""
+    suspect = proposal.suspect
+    old, new = suspect.file.text.encode(), proposal.text.encode()
+    end = len(new) - (len(old) - suspect.symbol.end_byte)
+    code = new[suspect.symbol.start_byte : end].decode(errors="replace")
+    rewrite.is_new(code, tried)
+    was = suspect.file.text.split("\n")[proposal.line].strip()
+    return Repair(suspect, code, f"Line {proposal.line + 1} of {suspect.path} looks wrong: `{was}`.")

@@ -1,0 +1,86 @@
+"""A rewrite of one function: the prompt, how the answer is bound, and what it means.
+
+The answer begins with the function's own signature and docstring, which the model therefore cannot get wrong, and ends with the
+code block; it is plain code, not JSON, because small models write code better than escaped code.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kcode.guided.surprise import body_start, squeezed
+from kcode.guided.suspects import Suspect
+from kcode.model import Sampling
+from kcode.steps import Ask
+from kcode.tools.syntax import language_of
+from kcode_prompts.prompt import load
+
+FENCE = "\n```"
+MAX_FILE_CHARS = 6000
+MAX_FAILING_CHARS = 1200
+ANSWER_TOKENS = 700
+TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The suspect's definition without its indentation, up to where its statements begin."""
+
+    indent: str
+    text: str
+
+
+def brief(task: str, failing: str, suspects: Sequence[Suspect]) -> str:
+    """The user message: the task, what fails, and the files of the suspects."""
+    shown: list[str] = []
+    for suspect in suspects:
+        if all(suspect.path not in part.split("\n", 1)[0] for part in shown):
+            text = suspect.file.text if len(suspect.file.text) <= MAX_FILE_CHARS else excerpt(suspect)
+            shown.append(f"{suspect.path}:\n```{language_of(suspect.path) or ''}\n{text.rstrip()}\n```")
+    return load("guided/brief", task=task, failing=failing[:MAX_FAILING_CHARS], files="\n\n".join(shown))
+
+
+def excerpt(suspect: Suspect) -> str:
+    """The head of a long file and the suspect itself."""
+    head = suspect.file.text[: MAX_FILE_CHARS // 4].rsplit("\n", 1)[0]
+    return f"{head}\n\n# […]\n\n{suspect.code}"
+
+
+def question(suspect: Suspect) -> str:
+    return load("guided/rewrite", function=suspect.symbol.qualified, path=suspect.path)
+
+
+def head_of(suspect: Suspect) -> Head:
+    data = suspect.file.text.encode()
+    line = data.rfind(b"\n", 0, suspect.symbol.start_byte) + 1
+    before = data[line : suspect.symbol.start_byte].decode()
+    indent = before if not before.strip() else ""
+    text = indent + data[suspect.symbol.start_byte : body_start(suspect)].decode()
+    return Head(indent, textwrap.dedent(text))
+
+
+def ask(suspect: Suspect, attempt: int, seed: int) -> Ask:
+    """How the `attempt`th rewrite (from 0) of the suspect is asked."""
+    language = language_of(suspect.path) or ""
+    sampling = Sampling(
+        temperature=TEMPERATURES[min(attempt, len(TEMPERATURES) - 1)], top_p=0.95, seed=seed + attempt, max_tokens=ANSWER_TOKENS
+    )
+    prefix = f"```{language}\n{head_of(suspect).text}"
+    return Ask(prefix=prefix, stop=(FENCE,), sampling=sampling, offer_tools=False)
+
+
+def code_of(answer: str) -> str:
+    """The code of an answer that began with a fence; "" when there is none."""
+    _, _, rest = answer.partition("\n")
+    return rest.split(FENCE)[0].rstrip()
+
+
+def is_new(code: str, tried: set[str]) -> bool:
+    """Whether this version was not seen before; remembers it."""
+    key = squeezed(textwrap.dedent(code))
+    if key in tried:
+        return False
+    tried.add(key)
+    return True

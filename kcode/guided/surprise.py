@@ -1,0 +1,201 @@
+"""Edits found by surprise: where the model, reading the function as it is, would have written something else.
+
+A language model gives every token of a text a probability. Most mistakes of one line are tokens it held unlikely, with the
+right one among the likeliest in that place. So: score the function, let the model go on from its own choice to the end of the
+line, splice that line in, and score the function again. A real repair makes the whole function more likely, by e^3 and more; a
+matter of taste makes the rest of it less so. The model is asked nothing and writes a few tokens, so this costs a fraction of a
+rewrite.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kcode.guided.suspects import Suspect
+from kcode.model import Alternative, TextModel, TokenScore, Usage
+from kcode.tools.syntax import introduced_faults
+
+ALTERNATIVES = 3
+MAX_PLACES = 8
+MAX_RESCORED = 6
+# A place counts when the model's choice is this much likelier than what stands there, or likely in itself.
+LIKELY_ANYWAY = -1.2
+LINE_TOKENS = 40
+CONTEXT_BYTES = 6000
+ENOUGH_GAIN = 3.0
+RESCORED_AT_ONCE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`margin` is how much likelier `choice` is than the token at `score`, as a difference of logarithms."""
+
+    score: TokenScore
+    choice: Alternative
+    margin: float
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """The whole file with one spot changed; `line` is where, counted from 0. `gain` is 0 until it is scored."""
+
+    text: str
+    line: int
+    margin: float
+    gain: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A new version of the suspect's file and how much likelier (natural logarithm) it makes the function."""
+
+    suspect: Suspect
+    text: str
+    line: int
+    gain: float
+
+
+Spend = Callable[[Usage], None]
+
+
+async def propose(model: TextModel, suspect: Suspect, spend: Spend) -> list[Proposal]:
+    """Edits of the suspect, the best first. Raises ModelError and EngineDied."""
+    reading = Reading(model, suspect, spend)
+    scores = await reading.scores()
+    places = surprising(scores)
+    found = await asyncio.gather(*(reading.edits(place) for place in places))
+    edits = distinct(suspect.file.text, suspect.path, [edit for some in found for edit in some])
+    scored: list[Edit] = []
+    for start in range(0, min(len(edits), MAX_RESCORED), RESCORED_AT_ONCE):
+        scored += await asyncio.gather(*(reading.rescored(edit, scores) for edit in edits[start : start + RESCORED_AT_ONCE]))
+        if max(edit.gain for edit in scored) >= ENOUGH_GAIN:
+            break
+    scored.sort(key=lambda edit: -edit.gain)
+    return [Proposal(suspect, edit.text, edit.line, edit.gain) for edit in scored]
+
+
+def surprising(scores: Sequence[TokenScore]) -> list[Place]:
+    """The places where the model would have chosen otherwise, the clearest first."""
+    places: list[Place] = []
+    for score in scores:
+        for choice in score.alternatives[: ALTERNATIVES - 1]:
+            margin = choice.logprob - score.logprob
+            is_other = abs(margin) > 1e-6
+            if is_other and "\ufffd" not in choice.text and (margin > 0 or choice.logprob > LIKELY_ANYWAY):
+                places.append(Place(score, choice, margin))
+    places.sort(key=lambda place: -place.margin)
+    return places[:MAX_PLACES]
+
+
+class Reading:
+    """One function read by the model, within a window of its file that begins at a line."""
+
+    def __init__(self, model: TextModel, suspect: Suspect, spend: Spend) -> None:
+        self._model = model
+        self._spend = spend
+        data = suspect.file.text.encode()
+        symbol = suspect.symbol
+        start = max(0, symbol.start_byte - CONTEXT_BYTES)
+        start = data.find(b"\n", start) + 1 if start else 0
+        end = data.find(b"\n", symbol.end_byte)
+        self._before = data[:start]
+        self._window = data[start : len(data) if end < 0 else end + 1]
+        self._after = data[start + len(self._window) :]
+        self._body = body_start(suspect) - start
+        self._lines = self._window.decode().split("\n")
+        self._starts = [0]
+        for line in self._lines:
+            self._starts.append(self._starts[-1] + len(line.encode()) + 1)
+
+    async def scores(self) -> tuple[TokenScore, ...]:
+        scored = await self._model.score(self._window.decode(), self._body, ALTERNATIVES)
+        self._spend(scored.usage)
+        return scored.tokens
+
+    async def edits(self, place: Place) -> list[Edit]:
+        """What comes of the model's choice: the line replaced, a line put before it, a line left out, one token changed."""
+        at = place.score.start
+        line = max(number for number in range(len(self._lines)) if self._starts[number] <= at)
+        column = at - self._starts[line]
+        head = self._lines[line].encode()[:column].decode()
+        written = head + place.choice.text
+        if not has_whole_line(written):
+            more = await self._model.continue_text(self._window[:at].decode() + place.choice.text, "\n", LINE_TOKENS)
+            self._spend(more.usage)
+            written += more.text
+        block = whole_lines(written)
+        edits = [self._spliced(line, line + 1, block, place)]
+        if not head.strip():
+            edits.append(self._spliced(line, line, block, place))
+        if line + 1 < len(self._lines) and block and block[-1].strip() == self._lines[line + 1].strip():
+            edits.append(self._spliced(line, line + 2, block, place))
+        end = at + place.score.length
+        swapped = self._window[:at] + place.choice.text.encode() + self._window[end:]
+        edits.append(Edit(self._whole(swapped), line + self._before.count(b"\n"), place.margin))
+        return edits
+
+    async def rescored(self, edit: Edit, scores: Sequence[TokenScore]) -> Edit:
+        """With its gain: the likelihood from the changed line on, after less before."""
+        line = edit.line - self._before.count(b"\n")
+        start = max(self._body, self._starts[line])
+        window = edit.text.encode()[len(self._before) : len(edit.text.encode()) - len(self._after)]
+        scored = await self._model.score(window.decode(), start, 1)
+        self._spend(scored.usage)
+        before = sum(score.logprob for score in scores if score.start + score.length > start)
+        return Edit(edit.text, edit.line, edit.margin, sum(score.logprob for score in scored.tokens) - before)
+
+    def _spliced(self, start: int, end: int, block: list[str], place: Place) -> Edit:
+        lines = [*self._lines[:start], *block, *self._lines[end:]]
+        return Edit(self._whole("\n".join(lines).encode()), start + self._before.count(b"\n"), place.margin)
+
+    def _whole(self, window: bytes) -> str:
+        return (self._before + window + self._after).decode(errors="replace")
+
+
+def has_whole_line(written: str) -> bool:
+    """Whether a line with something in it is finished."""
+    return "\n" in written.lstrip("\n \t")
+
+
+def whole_lines(written: str) -> list[str]:
+    """`written` cut at the end of its first line that has something in it."""
+    blank = len(written) - len(written.lstrip("\n \t"))
+    end = written.find("\n", blank)
+    return (written if end < 0 else written[:end]).split("\n")
+
+
+def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
+    """Those that change more than spaces and bring no syntax error, each once, in order of their margin."""
+    seen = {squeezed(original)}
+    kept: list[Edit] = []
+    for edit in sorted(edits, key=lambda item: -item.margin):
+        key = squeezed(edit.text)
+        if key in seen:
+            continue
+        seen.add(key)
+        if not introduced_faults(path, original, edit.text):
+            kept.append(edit)
+    return kept
+
+
+def squeezed(text: str) -> str:
+    """The text without blank lines and trailing spaces; indentation counts."""
+    return "\n".join(line.rstrip() for line in text.split("\n") if line.strip())
+
+
+def body_start(suspect: Suspect) -> int:
+    """The byte where the statements begin: after the signature and, in Python, the docstring."""
+    data = suspect.file.text.encode()
+    symbol = suspect.symbol
+    end = data.find(b"\n", symbol.core_byte)
+    start = symbol.core_byte if end < 0 or end >= symbol.end_byte else end + 1
+    body = data[start : symbol.end_byte]
+    stripped = body.lstrip()
+    for quote in (b'"""', b"'''"):
+        if stripped.startswith((quote, b"r" + quote)):
+            close = body.find(quote, body.find(quote) + 3)
+            after = body.find(b"\n", close)
+            return start + after + 1 if 0 <= close < after else start
+    return start

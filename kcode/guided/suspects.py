@@ -1,0 +1,143 @@
+"""Which functions may hold the mistake: from the failing tests' frames, what those tests use, and what the task names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kcode.repomap import TEST_PATH, WORD, SourceFile, is_mentioned
+from kcode.tools.symbols import Symbol
+from kcode.tools.testing.report import FailingTest, Frame
+
+FRAME_WEIGHT = 6.0
+# The innermost frame is where it broke; the callers above it are less likely each.
+FRAME_DECAY = 0.6
+USED_WEIGHT = 4.0
+CALLED_WEIGHT = 1.5
+MENTION_WEIGHT = 8.0
+MAX_FUNCTION_LINES = 120
+MAX_TESTS_READ = 4
+
+Weights = defaultdict[tuple[str, str], float]
+"""Per file and qualified name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A function that may be wrong, with the file it is in; a larger `weight` is more likely."""
+
+    file: SourceFile
+    symbol: Symbol
+    weight: float
+
+    @property
+    def path(self) -> str:
+        return self.file.path
+
+    @property
+    def code(self) -> str:
+        """The definition, decorators included."""
+        data = self.file.text.encode()
+        return data[self.symbol.start_byte : self.symbol.end_byte].decode()
+
+    @property
+    def label(self) -> str:
+        return f"{self.symbol.qualified} in {self.path}"
+
+
+def words_of(text: str) -> set[str]:
+    """Names and paths a text mentions."""
+    return set(WORD.findall(text)) | set(re.findall(r"[\w./-]+\.\w+", text))
+
+
+def find_suspects(files: Sequence[SourceFile], task: str, failing: Sequence[FailingTest], limit: int) -> list[Suspect]:
+    """The likeliest functions first, at most `limit`; tests themselves are never suspected."""
+    by_path = {file.path: file for file in files}
+    code = [file for file in files if not TEST_PATH.search(file.path)]
+    mentioned = words_of(task)
+    used = used_by_tests(by_path, failing)
+    weights: Weights = defaultdict(float)
+    for test in failing[:MAX_TESTS_READ]:
+        weight = FRAME_WEIGHT
+        for frame in reversed(test.frames):
+            symbol = at_line(by_path.get(frame.path), frame.line)
+            if symbol is not None and not TEST_PATH.search(frame.path):
+                weights[frame.path, symbol.qualified] += weight
+                weight *= FRAME_DECAY
+    for file in code:
+        for symbol in functions(file):
+            weights[file.path, symbol.qualified] += static_weight(file, symbol, used, mentioned)
+    spread_to_callees(code, weights)
+    found = [
+        Suspect(by_path[path], symbol, weight)
+        for (path, qualified), weight in weights.items()
+        if weight > 0
+        for symbol in functions(by_path[path])
+        if symbol.qualified == qualified
+    ]
+    found.sort(key=lambda suspect: (-suspect.weight, suspect.path, suspect.symbol.start_line))
+    return found[:limit]
+
+
+def functions(file: SourceFile) -> list[Symbol]:
+    """What can be rewritten as one piece: functions and methods that are not too long."""
+    return [
+        symbol
+        for symbol in file.symbols
+        if symbol.kind in {"function", "method"} and symbol.end_line - symbol.core_line < MAX_FUNCTION_LINES
+    ]
+
+
+def at_line(file: SourceFile | None, line: int) -> Symbol | None:
+    """The innermost function around a line."""
+    around = [symbol for symbol in functions(file) if symbol.start_line <= line <= symbol.end_line] if file else []
+    return min(around, key=lambda symbol: symbol.end_line - symbol.start_line, default=None)
+
+
+def used_by_tests(by_path: dict[str, SourceFile], failing: Sequence[FailingTest]) -> Counter[str]:
+    """The names in the failing tests' own code, counted once a test."""
+    used: Counter[str] = Counter()
+    for test in failing[:MAX_TESTS_READ]:
+        used.update(set(WORD.findall(test_source(by_path, test.frames) or test.message)))
+    return used
+
+
+def test_source(by_path: dict[str, SourceFile], frames: Sequence[Frame]) -> str:
+    """The code of the test function the frames begin in; "" when it is not known."""
+    for frame in frames:
+        file = by_path.get(frame.path)
+        if file is None or not TEST_PATH.search(frame.path):
+            continue
+        symbol = at_line(file, frame.line)
+        if symbol is not None:
+            return file.text.encode()[symbol.start_byte : symbol.end_byte].decode()
+        lines = file.text.split("\n")
+        return "\n".join(lines[max(0, frame.line - 6) : frame.line + 1])
+    return ""
+
+
+def static_weight(file: SourceFile, symbol: Symbol, used: Counter[str], mentioned: set[str]) -> float:
+    weight = USED_WEIGHT * min(used[symbol.name], 2)
+    if symbol.name in mentioned or symbol.qualified in mentioned:
+        weight += MENTION_WEIGHT
+    if weight and is_mentioned(file.path, mentioned):
+        weight += MENTION_WEIGHT / 2
+    return weight
+
+
+def spread_to_callees(files: Sequence[SourceFile], weights: Weights) -> None:
+    """What a suspect calls is suspect too, less so: the assertion names the front door, the mistake may be behind it."""
+    for _ in range(2):
+        calls: Counter[str] = Counter()
+        for file in files:
+            for symbol in functions(file):
+                weight = weights[file.path, symbol.qualified]
+                if weight >= USED_WEIGHT:
+                    body = file.text.encode()[symbol.core_byte : symbol.end_byte].decode()
+                    calls.update(dict.fromkeys(set(WORD.findall(body)) - {symbol.name}, 1))
+        for file in files:
+            for symbol in functions(file):
+                if calls[symbol.name] and weights[file.path, symbol.qualified] < USED_WEIGHT:
+                    weights[file.path, symbol.qualified] += CALLED_WEIGHT * calls[symbol.name]
