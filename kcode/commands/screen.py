@@ -1,0 +1,64 @@
+"""`kcode` on a terminal: gives the screen what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kcode.commands.models import default_model, installed_models, pull_model, source_text
+from kcode.opening import SCRIPTED, Sessions
+from kcode.paths import Paths
+from kcode.settings import Settings
+from kcode.tui.port import Launch, ModelOffer, PullProgress
+from kcode_backend.catalog import list_models
+
+if TYPE_CHECKING:
+    from kcode_backend.pull import PullProgress as BackendProgress
+
+DOING = {"download": "downloading", "verify": "checking"}
+
+
+class Store:
+    """The models of this machine, as the screen asks for them. The calls block."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+
+    def offers(self) -> Sequence[ModelOffer]:
+        default = default_model(self._models_dir)
+        return [
+            ModelOffer(
+                name=listing.name,
+                summary=listing.entry.title if listing.entry is not None else listing.name,
+                size_bytes=listing.bytes,
+                source=source_text(listing),
+                installed=listing.path is not None,
+                is_default=listing.name == default,
+            )
+            for listing in list_models(self._models_dir)
+        ]
+
+    def pull(self, name: str, on_progress: Callable[[PullProgress], None]) -> None:
+        """Raises KcodeError; an exception out of `on_progress` stops the pull and travels."""
+
+        def report(progress: BackendProgress) -> None:
+            on_progress(PullProgress(progress.done_bytes, progress.total_bytes, DOING[progress.stage]))
+
+        pull_model(name, self._models_dir, "auto", report)
+
+
+def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | None, first_message: str) -> int:
+    """Open the screen until the user leaves; the exit code."""
+    from kcode.tui.app import run
+
+    elsewhere = bool(settings.base_url) or settings.model.startswith(SCRIPTED)
+    launch = Launch(
+        workspace=str(workspace),
+        approval_mode=settings.approval_mode or "ask",
+        resume_id=resume_id,
+        first_message=first_message,
+        needs_model=not elsewhere and not settings.model and resume_id is None and not installed_models(paths.models),
+    )
+    store = None if elsewhere else Store(paths.models)
+    return run(launch, Sessions(settings, workspace, paths, "ask"), store, paths.state, theme=settings.theme)

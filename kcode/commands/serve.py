@@ -1,0 +1,40 @@
+"""`kcode serve`: the engine for other programs, over TCP or a Unix socket, in the foreground."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from kcode.commands.models import installed_model
+from kcode.errors import StartError
+from kcode.paths import find_paths
+
+
+@click.command()
+@click.argument("model", required=False, default="")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Any address but this machine's own needs --api-key-env.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
+@click.option("--socket", metavar="PATH", help="A Unix socket (mode 0600) instead of a port.")
+@click.option("--api-key-env", metavar="NAME", help="Ask clients for the key in this environment variable.")
+@click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of prompt and answer together.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads; by default all cores.")
+def command(
+    model: str, host: str, port: int, socket: str | None, api_key_env: str | None, context: int | None, threads: int | None
+) -> None:
+    """Serve MODEL (a catalogue name or a .gguf file) over the OpenAI protocol until it is stopped."""
+    file = installed_model(model, find_paths().models)
+    arguments = ["--model", str(file), "--name", file.stem]
+    arguments += ["--socket", os.path.abspath(socket)] if socket else ["--host", host, "--port", str(port)]
+    if api_key_env is not None:
+        key = os.environ.get(api_key_env, "")
+        if not key:
+            raise StartError(f"--api-key-env {api_key_env}: there is no such environment variable")
+        arguments += ["--api-key", key]
+    for name, value in (("--context", context), ("--threads", threads)):
+        if value is not None:
+            arguments += [name, str(value)]
+    click.echo(f"serving {file.stem} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)
+    # The engine takes this process's place, so signals and the exit code are its own.
+    os.execv(sys.executable, [sys.executable, "-m", "kcode_backend.server", *arguments])

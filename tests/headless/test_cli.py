@@ -1,0 +1,161 @@
+"""The command line: bad input, what it costs to start, and the other commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kcode import __version__
+from kcode.cli import run_command_line
+from tests.headless.conftest import Program
+
+Inside = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def inside(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    """Runs a command line in this process: exit code, stdout, stderr."""
+    for name in [name for name in os.environ if name.startswith("KCODE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KCODE_HOME", str(program.home))
+    monkeypatch.setenv("KCODE_SANDBOX", "danger-full-access")
+    monkeypatch.chdir(program.workspace)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = run_command_line(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--no-such-flag",), "No such option '--no-such-flag'"),
+        (("-p", "x", "--output-format", "yaml"), "'yaml' is not one of"),
+        (("-p", "x", "--max-turns", "many"), "--max-turns: max_turns is 'many', it must be a whole number"),
+        (("-p", "x", "--max-turns", "-3"), "--max-turns: max_turns is '-3', it must not be negative"),
+        (("-p", "x", "--time-limit", "nan"), "--time-limit: time_limit_s is 'nan', it must be a number"),
+        (("-p", "x", "--sandbox", "none"), "sandbox is 'none', it must be one of read-only, workspace-write"),
+        (("-p", "x", "--approval-mode", "never"), "approval_mode is 'never', it must be one of plan, ask, auto"),
+        (("-p", "x", "--cd", "/no/such/folder"), "--cd /no/such/folder: there is no such folder"),
+        (("-p", "x", "--cd", "calc.py"), "--cd calc.py: it is not a folder"),
+        (("-p", "  ", "-m", "scripted:x"), "the prompt is empty"),
+        (("-p", "x", "--prompt-file", "y"), "not with both"),
+        (("--prompt-file", "none.md"), "--prompt-file none.md: No such file or directory"),
+        (("-p", "x", "-m", "scripted:none.json"), "cannot read the script none.json: No such file"),
+        (("-p", "x", "-m", "no/such/model.gguf"), "no/such/model.gguf"),
+        (("-p", "x", "-m", "no-such-model"), "there is no model 'no-such-model'; known: qwen"),
+        (("-p", "x"), "is not installed; run: kcode models pull qwen2.5-coder-1.5b"),
+        (("-p", "x", "-r", "abc", "-m", "scripted:x"), "no session of this folder to continue"),
+        (("-p", "x", "--base-url", "nonsense"), "--base-url 'nonsense' is not an http(s) address"),
+        (("-p", "x", "-m", "m", "--base-url", "http://127.0.0.1:9"), "cannot reach http://127.0.0.1:9/v1"),
+        (("-p", "x", "--output-dir", "calc.py/out", "-m", "scripted:x"), "--output-dir calc.py/out: Not a directory"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_value_and_exit_code_1(inside: Inside, arguments: tuple[str, ...], told: str) -> None:
+    code, stdout, stderr = inside(*arguments)
+    assert (code, stdout) == (1, "")
+    assert told in stderr
+    assert stderr.startswith("kcode: ")
+    assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"colour = 'red'\n", "unknown setting 'colour'"),
+        (b"model = \n", "is not valid TOML"),
+        (b"model = 3\n", "model is 3, it must be text"),
+        (b"max_turns = true\n", "max_turns is True, it must be a whole number"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+    ],
+)
+def test_bad_configuration_names_the_file_and_the_key(program: Program, inside: Inside, content: bytes, told: str) -> None:
+    file = program.home / "config" / "config.toml"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    code, _, stderr = inside("-p", "x", "-m", "scripted:x")
+    assert (code, stderr.count("\n")) == (1, 1)
+    assert str(file) in stderr
+    assert told in stderr
+
+
+def test_configuration_that_cannot_be_read_is_named(program: Program, inside: Inside) -> None:
+    (program.home / "config" / "config.toml").mkdir(parents=True)
+    code, _, stderr = inside("-p", "x", "-m", "scripted:x")
+    assert code == 1
+    assert "config.toml: Is a directory" in stderr
+
+
+def test_flags_win_over_environment_over_file(program: Program, inside: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    (program.home / "config").mkdir()
+    (program.home / "config" / "config.toml").write_text("max_turns = 1\nmax_tokens = 1\n")
+    reply = {"calls": [{"name": "bash", "arguments": {"command": "true"}}]}
+    model = program.script(*[reply] * 3, {"text": "made it"})
+    arguments = ("-p", "x", "-m", model)
+    assert "1 steps, the limit is 1" in inside(*arguments)[2]
+    monkeypatch.setenv("KCODE_MAX_TURNS", "9")
+    assert "tokens, the limit is 1 " in inside(*arguments)[2]
+    assert inside(*arguments, "--max-tokens", "999")[:2] == (0, "made it\n")
+    monkeypatch.setenv("KCODE_MAX_TURN", "9")
+    assert "KCODE_MAX_TURN: unknown setting 'max_turn'" in inside(*arguments)[2]
+
+
+def test_version_and_help(inside: Inside) -> None:
+    for flag in ("-v", "-V", "--version"):
+        assert inside(flag) == (0, f"kcode {__version__}\n", "")
+    _, told, _ = inside("--help")
+    assert "--output-format" in told
+    assert "kcode doctor" in told
+    assert "Exit codes" in told
+
+
+def test_sessions_are_listed(program: Program, inside: Inside) -> None:
+    assert "no sessions in" in inside("sessions", "list")[2]
+    inside("-p", "the first\nthing", "-m", program.script({"text": "ok"}))
+    _, line, _ = inside("sessions", "list")
+    assert line.startswith(program.transcripts()[0].stem)
+    assert line.endswith("  the first thing\n")
+
+
+def test_starting_imports_nothing_heavy() -> None:
+    heavy = ["torch", "textual", "numpy", "pydantic", "httpx", "asyncio", "tree_sitter"]
+    code = f"import sys, kcode.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_headless_run_never_imports_torch_textual_or_numpy(program: Program) -> None:
+    model = program.script({"text": "ok"})
+    code = (
+        "import sys; from kcode.cli import run_command_line as run; "
+        f"code = run(['-p', 'x', '-m', {model!r}]); "
+        "print(code, [name for name in ('torch', 'textual', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=program.workspace, env=program.environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "ok\n0 []\n"
+
+
+def fastest(arguments: list[str], folder: Path) -> float:
+    """Seconds, the best of several runs, so that a busy machine does not decide."""
+    durations: list[float] = []
+    for _ in range(7):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, check=True)
+        durations.append(time.perf_counter() - started)
+    return min(durations)
+
+
+def test_version_costs_less_than_100_ms_over_bare_python(tmp_path: Path) -> None:
+    extra = fastest(["-m", "kcode", "--version"], tmp_path) - fastest(["-c", "pass"], tmp_path)
+    assert extra < 0.1, f"{extra * 1000:.0f} ms"
