@@ -3,6 +3,7 @@
 BackendError
 ├── ModelFileError     a model file is damaged or of a kind the engine cannot run
 ├── UnknownModel       a name is neither in the catalogue nor a file
+│   └── NotInstalled
 ├── PullError          a model could not be fetched; what was fetched stays for the next try
 │   ├── DiskFull
 │   └── PullCancelled
@@ -22,6 +23,10 @@ class ModelFileError(BackendError):
 
 class UnknownModel(BackendError):
     """The name is neither in the catalogue nor a model file."""
+
+
+class NotInstalled(UnknownModel):
+    """The model is in the catalogue but was not pulled."""
 
 
 class PullError(BackendError):
