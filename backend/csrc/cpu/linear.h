@@ -1,18 +1,18 @@
 // y = W x + b over packed weights, integer inside a block of columns, float across blocks.
 //
 // For a block of 256 columns of a K-quant (s, m: sub-scales of its groups; q, X: integers of weight and activation):
-//   y += d * dx * sum_g s_g * sum(q * X)  -  dmin * dx * sum_g m_g * sum(X)          (Q6_K: m_g = 32 s_g and dmin = d)
-// AVX2: one vpmaddubsw handles 8 rows x 4 columns; its 16-bit results of several quads are added before one vpmaddwd
-// multiplies by the sub-scale and widens (formats.h: max, isa.h: safe_quads), so that the multiplier pipe, the limit of
-// CPUs with one 128-bit integer multiplier, does 8 useful multiplications in 9 for Q4_K.
+//   Q4_K, Q5_K: y += dx * (d * sum_g s_g sum(q X) - dmin * sum_g m_g sum(X))        Q6_K: y += dx * d * sum_g s_g sum((q - 32) X)
+// AVX2: one vpmaddubsw multiplies 8 rows x 4 columns, and 16-bit results of 8 quads (Q6_K: 4) are added before one vpmaddwd
+// multiplies by the sub-scale and widens. A CPU with one 128-bit integer multiplier (Zen 1) then spends 8 of 9 (4 of 5)
+// multiplications on the product itself. Q6_K's sums fit because they start at -32 sum(X): the total is that of centred weights.
 // One token: weights are expanded in registers on their way from memory (decode; bound by memory).
-// More tokens: a tile (8 or 16 rows x 256 columns, 2 or 4 KB) is expanded once into the first-level cache and multiplied with
-// every token of a block, 4 tokens x 8 or 16 rows in registers (prefill; bound by the multiplier).
+// More tokens: two tiles (2 x 8 or 16 rows x 256 columns, 4 or 8 KB) are expanded into the first-level cache and multiplied with
+// every token of a block, 3 tokens x 2 tiles at a time: 12 accumulators fill the 16 registers (prefill; bound by the multiplier).
+// Measured on one Zen 1 core, Q4_K, multiply-adds per cycle: 4 x 1 tiles 12.7, 2 x 2 13.1, 3 x 2 13.8 of 14.2 possible.
 
 template <class F> struct Expanded {  // one tile of a K-quant, ready to multiply
-    static constexpr int pairs = 128 / F::scale_columns;
     Bytes quad[64];
-    Words scale[2 * pairs], correction[pairs];
+    Words scale[256 / F::scale_columns], minimum[4];
     Floats d, dmin;
 };
 
@@ -24,71 +24,83 @@ template <class F> KC_INLINE void expand(const uint8_t *tile, Expanded<F> &to) {
 #pragma GCC unroll 8
         for (int i = 0; i < 8; i++) to.quad[group * 8 + i] = w[i];
     }
-    for (int pair = 0; pair < Expanded<F>::pairs; pair++) {
+    for (int pair = 0; pair < 128 / F::scale_columns; pair++) {
         const Words scales = F::scale_pair(tile, pair);
         to.scale[2 * pair] = first_twice(scales);
         to.scale[2 * pair + 1] = second_twice(scales);
-        if constexpr (F::has_minimum)
-            to.correction[pair] = F::minimum_pair(tile, pair);
-        else
-            to.correction[pair] = scales << 5;
     }
     to.d = load_halves(tile + Tile::d * LANES);
-    if constexpr (F::has_minimum)
+    if constexpr (F::has_minimum) {
+        for (int pair = 0; pair < 4; pair++) to.minimum[pair] = F::minimum_pair(tile, pair);
         to.dmin = load_halves(tile + Tile::dmin * LANES);
-    else
-        to.dmin = to.d;
+    }
 }
 
+// Quads whose products are added before they are folded; centred weights always fit (see above).
 template <class F> constexpr int quads_per_fold() {
-    return safe_quads(F::max) < F::scale_columns / 4 ? safe_quads(F::max) : F::scale_columns / 4;
+    return !F::has_minimum ? F::scale_columns / 4 : safe_quads(F::max);
 }
 
-template <class F, int T> KC_INLINE void multiply_expanded(const Expanded<F> &tile, const uint8_t *x, Floats *acc) {
-    constexpr int STEP = quads_per_fold<F>(), SUMS = F::scale_columns == 32 ? Wide::sums32 : Wide::sums16;
-    Ints sum[T] = {};
-    for (int quad = 0; quad < 64; quad += STEP) {
-        Dot dots[T] = {};
+// T tokens x R tiles, one block of columns. acc: [token][MAX_TILES].
+constexpr int MAX_TILES = 2;
+
+template <class F, int T, int R> KC_INLINE void multiply_expanded(const Expanded<F> *tile, const uint8_t *x, Floats (*acc)[MAX_TILES]) {
+    constexpr int STEP = quads_per_fold<F>();
+    Ints sum[T][R] = {};
+    for (int fold_index = 0; fold_index < 64 / STEP; fold_index++) {
+        const int quad = fold_index * STEP;
+        Dot dots[T][R] = {};
+        if constexpr (!F::has_minimum) {
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++) {
+                const Dot first = start_dot(x + Wide::offsets * T + (fold_index * T + t) * 4);
+                for (int r = 0; r < R; r++) dots[t][r] = first;
+            }
+        }
         const uint8_t *q = x + quad * T * 4;
 #pragma GCC unroll 8
         for (int i = 0; i < STEP; i++) {
-            const Bytes w = tile.quad[quad + i];
+            Bytes w[R];
+            for (int r = 0; r < R; r++) w[r] = tile[r].quad[quad + i];
 #pragma GCC unroll 4
-            for (int t = 0; t < T; t++) dots[t] = dot(dots[t], w, broadcast_quad(q + (i * T + t) * 4));
+            for (int t = 0; t < T; t++) {
+                const Bytes value = broadcast_quad(q + (i * T + t) * 4);
+                for (int r = 0; r < R; r++) dots[t][r] = dot(dots[t][r], w[r], value);
+            }
         }
-        const Words scale = tile.scale[quad * 4 / F::scale_columns];
-#pragma GCC unroll 4
-        for (int t = 0; t < T; t++) sum[t] += fold(dots[t], scale);
-    }
-    Ints minimum[T] = {};
-#pragma GCC unroll 8
-    for (int pair = 0; pair < Expanded<F>::pairs; pair++)
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++)
-            minimum[t] += multiply_pairs(tile.correction[pair], broadcast_pair(x + SUMS * T + (pair * T + t) * 4));
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++) {
-        float dx;
-        __builtin_memcpy(&dx, x + Wide::d * T + t * 4, 4);
-        acc[t] += (to_floats(sum[t]) * tile.d - to_floats(minimum[t]) * tile.dmin) * dx;
+            for (int r = 0; r < R; r++) sum[t][r] += fold(dots[t][r], tile[r].scale[quad * 4 / F::scale_columns]);
     }
+    float dx[T];
+    __builtin_memcpy(dx, x + Wide::d * T, 4 * T);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) {
+            Floats total = to_floats(sum[t][r]) * tile[r].d;
+            if constexpr (F::has_minimum) {
+                Ints minimum = {};
+#pragma GCC unroll 4
+                for (int pair = 0; pair < 4; pair++)
+                    minimum += multiply_pairs(tile[r].minimum[pair], broadcast_pair(x + Wide::sums * T + (pair * T + t) * 4));
+                total -= to_floats(minimum) * tile[r].dmin;
+            }
+            acc[t][r] += total * dx[t];
+        }
 }
 
-// How far ahead of its use a decode step asks for weights: about one memory latency.
-#ifndef KC_PREFETCH
-#define KC_PREFETCH 2048
-#endif
-constexpr int PREFETCH_BYTES = KC_PREFETCH;
+// How far ahead of its use a decode step asks for weights, about one memory latency: tiles are too short for the hardware to
+// predict. Measured: 5-7 GB/s per core without, 10-11 with.
+constexpr int PREFETCH_BYTES = 2048;
 
 // One token, one tile, straight from the packed bytes.
 template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const uint8_t *x, Floats acc) {
     typedef typename F::Tile Tile;
-    constexpr int STEP = quads_per_fold<F>(), SUMS = F::scale_columns == 32 ? Wide::sums32 : Wide::sums16;
-    constexpr int GROUPS_PER_PAIR = F::scale_columns == 32 ? 2 : 1, PAIRS = 128 / F::scale_columns;
-    Ints sum = {}, minimum = {};
+    constexpr int STEP = quads_per_fold<F>(), GROUPS_PER_PAIR = F::scale_columns / 16, PAIRS = 128 / F::scale_columns;
     constexpr int PAIR_BYTES = (Tile::bytes * LANES + PAIRS - 1) / PAIRS;
+    Ints sum = {}, minimum = {};
     for (int pair = 0; pair < PAIRS; pair++) {
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int line = 0; line < PAIR_BYTES; line += 64) __builtin_prefetch(tile + PREFETCH_BYTES + pair * PAIR_BYTES + line);
         const Words scales = F::scale_pair(tile, pair);
         const Words scale[2] = {first_twice(scales), second_twice(scales)};
@@ -101,29 +113,23 @@ template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const u
 #pragma GCC unroll 4
             for (int first = 0; first < 8; first += STEP) {
                 Dot dots = {};
+                if constexpr (!F::has_minimum) dots = start_dot(x + Wide::offsets + (group * 2 + first / 4) * 4);
 #pragma GCC unroll 8
                 for (int j = first; j < first + STEP; j++) dots = dot(dots, w[j], broadcast_quad(q + j * 4));
                 sum += fold(dots, scale[F::scale_columns == 32 ? i : first / 4]);
             }
         }
-        Words correction;
-        if constexpr (F::has_minimum)
-            correction = F::minimum_pair(tile, pair);
-        else
-            correction = scales;
-        minimum += multiply_pairs(correction, broadcast_pair(x + SUMS + pair * 4));
+        if constexpr (F::has_minimum) minimum += multiply_pairs(F::minimum_pair(tile, pair), broadcast_pair(x + Wide::sums + pair * 4));
     }
     float dx;
     __builtin_memcpy(&dx, x + Wide::d, 4);
-    const Floats d = load_halves(tile + Tile::d * LANES);
-    if constexpr (F::has_minimum)
-        return acc + (to_floats(sum) * d - to_floats(minimum) * load_halves(tile + Tile::dmin * LANES)) * dx;
-    else
-        return acc + to_floats(sum - (minimum << 5)) * (d * dx);
+    Floats total = to_floats(sum) * load_halves(tile + Tile::d * LANES);
+    if constexpr (F::has_minimum) total -= to_floats(minimum) * load_halves(tile + Tile::dmin * LANES);
+    return acc + total * dx;
 }
 
 // Q4_0 and Q8_0: w holds the 8 quads of a block of 32 columns.
-template <class F, int T> KC_INLINE void multiply_narrow(const Bytes w[8], Floats d, const uint8_t *x, Floats *acc) {
+template <class F, int T> KC_INLINE void multiply_narrow(const Bytes w[8], Floats d, const uint8_t *x, Floats (*acc)[MAX_TILES], int r) {
     constexpr int STEP = F::is_signed ? 8 : safe_quads(F::max);
     static_assert(STEP == 8, "a block is folded once");
 #pragma GCC unroll 4
@@ -142,53 +148,64 @@ template <class F, int T> KC_INLINE void multiply_narrow(const Bytes w[8], Float
             for (int j = 0; j < 8; j++) dots = dot(dots, w[j], broadcast_quad(x + (j * T + t) * 4));
             sum += fold(dots);
         }
-        acc[t] += to_floats(sum) * (d * dx);
+        acc[t][r] += to_floats(sum) * (d * dx);
     }
 }
 
-struct Product {  // one row group times a run of tokens
-    const uint8_t *tiles;      // first tile of the row group
-    int blocks;                // tiles per row group
-    const uint8_t *x;          // quantised activations of the run's first token, block 0
-    int64_t x_stride;          // bytes from a block of columns to the next
+struct Product {  // one or two row groups times a run of tokens
+    const uint8_t *tiles;  // first tile of the first row group
+    int groups;
+    int blocks;            // tiles per row group
+    const uint8_t *x;      // quantised activations of the run's first token, block 0
+    int64_t x_stride;      // bytes from a block of columns to the next
     int tokens;
 };
 
-template <class F> void wide_product(const Product &p, Floats *acc) {
-    const int tile_bytes = F::Tile::bytes * LANES;
+template <class F, int R> KC_INLINE void wide_block(const Expanded<F> *tiles, const uint8_t *x, int tokens, Floats (*acc)[MAX_TILES]) {
+    int t = 0;
+    for (; t + TOKEN_TILE <= tokens; t += TOKEN_TILE) multiply_expanded<F, TOKEN_TILE, R>(tiles, x + t * Wide::bytes, acc + t);
+    if (tokens - t == 2) multiply_expanded<F, 2, R>(tiles, x + t * Wide::bytes, acc + t);
+    if (tokens - t == 1) multiply_expanded<F, 1, R>(tiles, x + t * Wide::bytes, acc + t);
+}
+
+template <class F> void wide_product(const Product &p, Floats (*acc)[MAX_TILES]) {
+    const int64_t tile_bytes = F::Tile::bytes * LANES, group_bytes = tile_bytes * p.blocks;
     if (p.tokens == 1) {
-        Floats sum = {};
-        for (int b = 0; b < p.blocks; b++) sum = multiply_packed<F>(p.tiles + (int64_t)b * tile_bytes, p.x + b * p.x_stride, sum);
-        acc[0] = sum;
+        for (int r = 0; r < p.groups; r++) {
+            const uint8_t *tiles = p.tiles + r * group_bytes;
+            Floats sum = {};
+            for (int b = 0; b < p.blocks; b++) sum = multiply_packed<F>(tiles + b * tile_bytes, p.x + b * p.x_stride, sum);
+            acc[0][r] = sum;
+        }
         return;
     }
-    for (int t = 0; t < p.tokens; t++) acc[t] = Floats{};
-    Expanded<F> tile;
+    memset(acc, 0, sizeof *acc * (size_t)p.tokens);
+    Expanded<F> tiles[MAX_TILES];
     for (int b = 0; b < p.blocks; b++) {
-        expand<F>(p.tiles + (int64_t)b * tile_bytes, tile);
-        const uint8_t *x = p.x + b * p.x_stride;
-        int t = 0;
-        for (; t + 4 <= p.tokens; t += 4) multiply_expanded<F, 4>(tile, x + t * Wide::bytes, acc + t);
-        if (p.tokens - t == 3) multiply_expanded<F, 3>(tile, x + t * Wide::bytes, acc + t);
-        if (p.tokens - t == 2) multiply_expanded<F, 2>(tile, x + t * Wide::bytes, acc + t);
-        if (p.tokens - t == 1) multiply_expanded<F, 1>(tile, x + t * Wide::bytes, acc + t);
+        for (int r = 0; r < p.groups; r++) expand<F>(p.tiles + r * group_bytes + b * tile_bytes, tiles[r]);
+        if (p.groups == 2)
+            wide_block<F, 2>(tiles, p.x + b * p.x_stride, p.tokens, acc);
+        else
+            wide_block<F, 1>(tiles, p.x + b * p.x_stride, p.tokens, acc);
     }
 }
 
-template <class F> void narrow_product(const Product &p, Floats *acc) {
-    const int tile_bytes = F::Tile::bytes * LANES;
-    for (int t = 0; t < p.tokens; t++) acc[t] = Floats{};
-    for (int b = 0; b < p.blocks; b++) {
-        const uint8_t *tile = p.tiles + (int64_t)b * tile_bytes, *x = p.x + b * p.x_stride;
-        Bytes w[8];
-        F::quads(tile, w);
-        const Floats d = load_halves(tile + F::Tile::d * LANES);
-        int t = 0;
-        for (; t + 4 <= p.tokens; t += 4) multiply_narrow<F, 4>(w, d, x + t * Narrow::bytes, acc + t);
-        if (p.tokens - t == 3) multiply_narrow<F, 3>(w, d, x + t * Narrow::bytes, acc + t);
-        if (p.tokens - t == 2) multiply_narrow<F, 2>(w, d, x + t * Narrow::bytes, acc + t);
-        if (p.tokens - t == 1) multiply_narrow<F, 1>(w, d, x + t * Narrow::bytes, acc + t);
-    }
+template <class F> void narrow_product(const Product &p, Floats (*acc)[MAX_TILES]) {
+    const int64_t tile_bytes = F::Tile::bytes * LANES, group_bytes = tile_bytes * p.blocks;
+    memset(acc, 0, sizeof *acc * (size_t)p.tokens);
+    for (int r = 0; r < p.groups; r++)
+        for (int b = 0; b < p.blocks; b++) {
+            const uint8_t *tile = p.tiles + r * group_bytes + b * tile_bytes, *x = p.x + b * p.x_stride;
+            if (p.tokens == 1)
+                for (int line = 0; line < tile_bytes; line += 64) __builtin_prefetch(tile + PREFETCH_BYTES + line);
+            Bytes w[8];
+            F::quads(tile, w);
+            const Floats d = load_halves(tile + F::Tile::d * LANES);
+            int t = 0;
+            for (; t + TOKEN_TILE <= p.tokens; t += TOKEN_TILE) multiply_narrow<F, TOKEN_TILE>(w, d, x + t * Narrow::bytes, acc + t, r);
+            if (p.tokens - t == 2) multiply_narrow<F, 2>(w, d, x + t * Narrow::bytes, acc + t, r);
+            if (p.tokens - t == 1) multiply_narrow<F, 1>(w, d, x + t * Narrow::bytes, acc + t, r);
+        }
 }
 
 struct LinearPart {
@@ -206,15 +223,28 @@ struct LinearJob {
     float *out;
 };
 
-void packed_group(const LinearJob &job, const LinearPart &entry, int group, int first_token, int tokens) {
+void write_rows(const LinearJob &job, const LinearPart &entry, int group, int first_token, int tokens, Floats (*acc)[MAX_TILES], int r) {
+    const int row = group * LANES, column = entry.first_row + row;
+    const int rows = entry.part.rows - row < LANES ? entry.part.rows - row : LANES;
+    for (int t = 0; t < tokens; t++) {
+        float *out = job.out + (int64_t)(first_token + t) * job.out_columns + column;
+        if (rows == LANES) {
+            store(out, job.bias ? acc[t][r] + load<Floats>(job.bias + column) : acc[t][r]);
+        } else {
+            for (int i = 0; i < rows; i++) out[i] = acc[t][r][i] + (job.bias ? job.bias[column + i] : 0.0f);
+        }
+    }
+}
+
+void packed_groups(const LinearJob &job, const LinearPart &entry, int group, int groups, int first_token, int tokens) {
     const Part &part = entry.part;
     const bool is_wide = block_columns(part.format) == 256;
     const int token_bytes = is_wide ? Wide::bytes : Narrow::bytes;
     const int blocks = part.columns / block_columns(part.format);
     const int64_t group_bytes = (int64_t)blocks * tile_row_bytes(part.format) * LANES;
-    const Product product{part.data + group * group_bytes, blocks, (is_wide ? job.wide : job.narrow) + (int64_t)first_token * token_bytes,
-                          (int64_t)job.tokens * token_bytes, tokens};
-    Floats acc[MAX_TOKEN_BLOCK];
+    const uint8_t *x = (is_wide ? job.wide : job.narrow) + (int64_t)first_token * token_bytes;
+    const Product product{part.data + group * group_bytes, groups, blocks, x, (int64_t)job.tokens * token_bytes, tokens};
+    Floats acc[MAX_TOKEN_BLOCK][MAX_TILES];
     switch (part.format) {
     case Q4_K: wide_product<FormatQ4_K>(product, acc); break;
     case Q5_K: wide_product<FormatQ5_K>(product, acc); break;
@@ -222,15 +252,7 @@ void packed_group(const LinearJob &job, const LinearPart &entry, int group, int 
     case Q4_0: narrow_product<FormatQ4_0>(product, acc); break;
     default: narrow_product<FormatQ8_0>(product, acc);
     }
-    const int row = group * LANES, column = entry.first_row + row, rows = part.rows - row < LANES ? part.rows - row : LANES;
-    for (int t = 0; t < tokens; t++) {
-        float *out = job.out + (int64_t)(first_token + t) * job.out_columns + column;
-        if (rows == LANES) {
-            store(out, job.bias ? acc[t] + load<Floats>(job.bias + column) : acc[t]);
-        } else {
-            for (int i = 0; i < rows; i++) out[i] = acc[t][i] + (job.bias ? job.bias[column + i] : 0.0f);
-        }
-    }
+    for (int r = 0; r < groups; r++) write_rows(job, entry, group + r, first_token, tokens, acc, r);
 }
 
 void linear_task(void *context, int task, int) {
@@ -240,12 +262,16 @@ void linear_task(void *context, int task, int) {
     int index = task % job.tasks_per_block, p = 0;
     while (index >= job.parts[p].tasks) index -= job.parts[p++].tasks;
     const LinearPart &entry = job.parts[p];
-    const int first = index * entry.groups_per_task, end = first + entry.groups_per_task;
-    for (int group = first; group < end && group < entry.groups; group++) {
-        if (entry.part.lanes)
-            packed_group(job, entry, group, first_token, tokens);
-        else
-            dense_group({&entry.part, group, job.x + (int64_t)first_token * job.columns, tokens,
+    const int first = index * entry.groups_per_task, last = first + entry.groups_per_task;
+    const int end = last < entry.groups ? last : entry.groups;
+    for (int group = first; group < end; group += MAX_TILES) {
+        const int groups = end - group < MAX_TILES ? end - group : MAX_TILES;
+        if (entry.part.lanes) {
+            packed_groups(job, entry, group, groups, first_token, tokens);
+            continue;
+        }
+        for (int i = 0; i < groups; i++)
+            dense_group({&entry.part, group + i, job.x + (int64_t)first_token * job.columns, tokens,
                          job.bias ? job.bias + entry.first_row : nullptr,
                          job.out + (int64_t)first_token * job.out_columns + entry.first_row, job.out_columns});
     }
@@ -258,7 +284,7 @@ void plan_part(LinearPart &entry, const Part &part, int first_row, bool one_toke
     const int rows = part.lanes ? LANES : DENSE_ROWS;
     const int64_t row_bytes = part.lanes ? (int64_t)part.columns / block_columns(part.format) * tile_row_bytes(part.format)
                                          : (int64_t)part.columns * source_block_bytes(part.format);
-    const int64_t fitting = one_token ? TASK_BYTES / (row_bytes * rows) : 1;
+    const int64_t fitting = one_token ? TASK_BYTES / (row_bytes * rows) : MAX_TILES;
     entry.part = part;
     entry.first_row = first_row;
     entry.groups = (part.rows + rows - 1) / rows;
@@ -266,11 +292,13 @@ void plan_part(LinearPart &entry, const Part &part, int first_row, bool one_toke
     entry.tasks = (entry.groups + entry.groups_per_task - 1) / entry.groups_per_task;
 }
 
-// Tokens whose quantised activations stay in the second-level cache while all rows pass by.
+// Tokens that one pass over the weights serves: their quantised activations should stay in the last-level cache.
+constexpr int64_t TOKEN_BLOCK_BYTES = 1 << 20;
+
 int choose_token_block(int tokens, int columns) {
-    int block = (int)(262144 / ((int64_t)columns * Wide::bytes / Wide::columns)) / TOKEN_TILE * TOKEN_TILE;
+    int block = (int)(TOKEN_BLOCK_BYTES / ((int64_t)columns * Wide::bytes / Wide::columns)) / TOKEN_TILE * TOKEN_TILE;
     if (block > MAX_TOKEN_BLOCK) block = MAX_TOKEN_BLOCK;
-    if (block < 32) block = 32;
+    if (block < 30) block = 30;
     return tokens < block ? tokens : block;
 }
 

@@ -1,15 +1,17 @@
 // Activations as 8-bit integers, laid out for the dot products of linear.h.
 //
-// Per token and block of columns: x ~ d * q with q = round(x * 127 / max|x|), d = max|x| / 127. Tokens are taken four at a
-// time (the last tile has the rest), and a block of a tile is contiguous:
-//   256 columns: q i8[64 quads][T][4], sums over 32 columns i16[4][T][2], over 16 columns i16[8][T][2], d f32[T], padding
+// Per token and block of columns: x ~ d * q with q = round(x * 127 / max|x|), d = max|x| / 127. Tokens are taken
+// TOKEN_TILE at a time (the last tile has the rest), and a block of a tile is contiguous:
+//   256 columns: q i8[64 quads][T][4], sums over 32 columns i16[4][T][2], offsets i16[16][T][2], d f32[T]
+//                offsets of 16 columns: -32 times the sum of columns 0 and 1 of each quad, and of columns 2 and 3 (isa.h)
 //   32 columns : q i8[8 quads][T][4], sum i32[T], d f32[T]
 // Blocks of one column range follow each other over all tokens: [block][tile], because the product walks them that way.
 
-constexpr int TOKEN_TILE = 4, MAX_TOKEN_BLOCK = 128;
+constexpr int TOKEN_TILE = 3, MAX_TOKEN_BLOCK = 126;
+constexpr int CENTRE = 32;  // Q6_K stores w + 32
 
 struct Wide {  // blocks of 256 columns, for K-quants
-    static constexpr int columns = 256, sums32 = 256, sums16 = 272, d = 304, bytes = 320;
+    static constexpr int columns = 256, sums = 256, offsets = 272, d = 336, bytes = 340;
 };
 struct Narrow {  // blocks of 32 columns, for Q4_0 and Q8_0
     static constexpr int columns = 32, sum = 32, d = 36, bytes = 40;
@@ -36,10 +38,10 @@ template <int COLUMNS> KC_INLINE float quantize_run(const float *x, uint8_t *q, 
     return peak / 127.0f;
 }
 
-KC_INLINE int sum_quads(const uint8_t *q, int stride, int quads) {
+// Sum of two neighbouring columns of `quads` quads.
+KC_INLINE int sum_halves(const uint8_t *q, int stride, int quads) {
     int sum = 0;
-    for (int i = 0; i < quads; i++)
-        for (int c = 0; c < 4; c++) sum += (int8_t)q[i * stride + c];
+    for (int i = 0; i < quads; i++) sum += (int8_t)q[i * stride] + (int8_t)q[i * stride + 1];
     return sum;
 }
 
@@ -49,15 +51,19 @@ template <class Shape> KC_INLINE void quantize_block(const float *x, uint8_t *bl
     const float d = quantize_run<Shape::columns>(x, q, stride);
     __builtin_memcpy(block + Shape::d * tokens + t * 4, &d, 4);
     if constexpr (Shape::columns == 32) {
-        const int32_t sum = sum_quads(q, stride, 8);
+        const int32_t sum = sum_halves(q, stride, 8) + sum_halves(q + 2, stride, 8);
         __builtin_memcpy(block + Narrow::sum * tokens + t * 4, &sum, 4);
     } else {
-        for (int pair = 0; pair < 8; pair++) {
-            int16_t sums[2];
-            for (int i = 0; i < 2; i++) sums[i] = (int16_t)sum_quads(q + (pair * 2 + i) * 4 * stride, stride, 4);
-            __builtin_memcpy(block + Wide::sums16 * tokens + (pair * tokens + t) * 4, sums, 4);
-            const int16_t both = (int16_t)(sums[0] + sums[1]);
-            __builtin_memcpy(block + Wide::sums32 * tokens + (pair / 2 * tokens + t) * 4 + (pair & 1) * 2, &both, 2);
+        for (int group = 0; group < 8; group++) {
+            int16_t total = 0;
+            for (int half = 2 * group; half < 2 * group + 2; half++) {
+                const uint8_t *quads = q + half * 4 * stride;
+                const int16_t sums[2] = {(int16_t)sum_halves(quads, stride, 4), (int16_t)sum_halves(quads + 2, stride, 4)};
+                const int16_t offsets[2] = {(int16_t)(-CENTRE * sums[0]), (int16_t)(-CENTRE * sums[1])};
+                __builtin_memcpy(block + Wide::offsets * tokens + (half * tokens + t) * 4, offsets, 4);
+                total = (int16_t)(total + sums[0] + sums[1]);
+            }
+            __builtin_memcpy(block + Wide::sums * tokens + (group / 2 * tokens + t) * 4 + (group & 1) * 2, &total, 2);
         }
     }
 }

@@ -18,7 +18,8 @@ from pathlib import Path
 COMPILE_TIMEOUT_S = 600
 COMMON_FLAGS = (
     "-std=c++17",
-    "-O3",
+    "-O2",
+    "-ftree-vectorize",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-math-errno",
@@ -74,7 +75,10 @@ def find_compiler() -> str | None:
 
 
 def compile_library(csrc: Path, target: Path, compiler: str, emulate_avx512: bool = False) -> None:
-    """Writes `target` whole or not at all. emulate_avx512: the AVX-512 unit runs on any AVX2 machine (tests), needs SIMDe's headers."""
+    """Writes `target` whole or not at all.
+
+    emulate_avx512: the AVX-512 unit runs on any AVX2 machine through SIMDe's headers, for tests.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compile-") as folder:
         objects: list[str] = []

@@ -10,6 +10,9 @@ import torch
 from kcode_backend.kernels import native, packed, reference
 from kcode_backend.kernels.packed import PackedWeight
 
+# MAX_WIDTH of csrc/cpu/attention.h.
+MAX_HEAD_SIZE = 256
+
 
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x: [n, in] -> [n, out]. Quantised weights multiply an 8-bit rounding of x (relative error about 0.5 %)."""
@@ -132,14 +135,16 @@ def paged_attention(
 
     block_tables: [seqs, max_blocks] int32; seq_starts: [seqs + 1] int32, sequence s owns queries seq_starts[s]..seq_starts[s+1];
     context_lens: [seqs] int32, tokens in the cache *including* these queries, which are the last ones of the context.
-    heads is a multiple of kv_heads (query head h reads kv head h // (heads / kv_heads)). Entries of a block table past the context
-    are not read.
+    heads is a multiple of kv_heads (query head h reads kv head h // (heads / kv_heads)). Entries of a block table past
+    the context are not read.
     """
     n, heads, width = _heads("q", q)
     kv_heads = k_cache.shape[2] if k_cache.dim() == 4 else 0
     _cache(k_cache, v_cache, kv_heads, width)
     if kv_heads == 0 or heads % kv_heads:
         raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} kv heads")
+    if width > MAX_HEAD_SIZE:
+        raise ValueError(f"heads of size {width}: at most {MAX_HEAD_SIZE} are supported")
     _check_sequences(n, k_cache, block_tables, seq_starts, context_lens)
     kernels = native.active()
     if kernels is None:

@@ -18,7 +18,7 @@ _SCALES = {
 
 
 def random_rows(quant: QuantFormat, rows: int, columns: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Raw bytes [rows, row_bytes] whose dequantised values have a spread of about one."""
+    """Raw bytes [rows, row_bytes] with scales of about 0.01."""
     rng = np.random.default_rng(seed)
     if quant is QuantFormat.F32:
         return rng.standard_normal((rows, columns)).astype(np.float32).view(np.uint8)
@@ -30,6 +30,11 @@ def random_rows(quant: QuantFormat, rows: int, columns: int, seed: int = 0) -> n
     data = rng.integers(0, 256, (rows, row_bytes(quant, columns)), dtype=np.uint8)
     blocks = data.reshape(rows, -1, quant.block_bytes)
     for offset in _SCALES[quant]:
-        scale = (rng.uniform(0.5, 2.0, blocks.shape[:2]) * 1e-2).astype(np.float16)
+        scale = (rng.uniform(0.5, 2.0, blocks.shape[:2]) * 1e-2 * rng.choice([-1, 1], blocks.shape[:2])).astype(np.float16)
         blocks[:, :, offset : offset + 2] = scale[..., None].view(np.uint8)
     return data
+
+
+def columns_for(quant: QuantFormat, about: int) -> int:
+    """A valid row length near `about`; deliberately odd for formats without blocks."""
+    return max(about // quant.block_elements, 1) * quant.block_elements if quant.is_quantized else about - 5

@@ -1,0 +1,108 @@
+"""Bandwidth and speed of `linear` at the shapes of Qwen2.5-Coder-1.5B.
+
+Decode (one token) is printed as GB/s of packed weights and as a share of a read probe taken between the repetitions; prefill
+as 10^9 multiply-adds per second. Minima over interleaved repetitions, so that a busy neighbour disturbs little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from kcode_backend.kernels import native, ops, packed
+from kcode_backend.kernels.packed import PackedWeight
+from kcode_backend.weights.quant import QuantFormat, row_bytes
+
+SHAPES = {"qkv": (2048, 1536), "o": (1536, 1536), "gate_up": (17920, 1536), "down": (1536, 8960), "vocab": (151936, 1536)}
+FORMATS = {"Q4_K": QuantFormat.Q4_K, "Q6_K": QuantFormat.Q6_K, "Q8_0": QuantFormat.Q8_0, "Q4_0": QuantFormat.Q4_0}
+# Enough copies of a small matrix to leave the last-level cache between two uses.
+MIN_WORKING_SET = 128 << 20
+PROBE_BYTES = 256 << 20
+
+
+@dataclass
+class Case:
+    name: str
+    weights: list[PackedWeight]
+    used: int = 0
+    best_s: float = float("inf")
+
+    def run(self, x: torch.Tensor) -> None:
+        weight = self.weights[self.used % len(self.weights)]
+        self.used += 1
+        start = time.perf_counter()
+        ops.linear(x, weight)
+        self.best_s = min(self.best_s, time.perf_counter() - start)
+
+
+def random_weight(quant: QuantFormat, shape: tuple[int, int], rng: np.random.Generator) -> PackedWeight:
+    data = rng.integers(0, 256, shape[0] * row_bytes(quant, shape[1]), dtype=np.uint8)
+    return packed.pack(quant, data, shape)
+
+
+def best_of(action: Callable[[], None], repetitions: int) -> float:
+    best = float("inf")
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def cases(quant: QuantFormat, names: list[str], tokens: int) -> list[Case]:
+    rng = np.random.default_rng(1)
+    found: list[Case] = []
+    for name in names:
+        first = random_weight(quant, SHAPES[name], rng)
+        copies = 1 if tokens > 1 else -(-MIN_WORKING_SET // first.nbytes)
+        found.append(Case(name, [first, *(random_weight(quant, SHAPES[name], rng) for _ in range(copies - 1))]))
+    return found
+
+
+def measure(kernels: native.Kernels, quant: QuantFormat, arguments: argparse.Namespace, probe: npt.NDArray[np.uint8]) -> None:
+    for tokens in arguments.tokens:
+        names = [name for name in arguments.shapes if tokens == 1 or name != "vocab"]
+        measured = cases(quant, names, tokens)
+        inputs = {case.name: torch.randn(tokens, SHAPES[case.name][1]) for case in measured}
+        probe_s = float("inf")
+        for _ in range(arguments.repetitions if tokens == 1 else max(arguments.repetitions // 10, 2)):
+            probe_s = min(probe_s, best_of(lambda: kernels.read_probe(probe), 1))
+            for case in measured:
+                case.run(inputs[case.name])
+        probe_rate = PROBE_BYTES / probe_s / 1e9
+        for case in measured:
+            rate = case.weights[0].nbytes / case.best_s / 1e9
+            macs = SHAPES[case.name][0] * SHAPES[case.name][1] * tokens / case.best_s / 1e9
+            share = f"{rate:6.2f} GB/s = {rate / probe_rate:4.0%} of the probe's {probe_rate:.1f}" if tokens == 1 else ""
+            print(
+                f"{quant.name:5} {case.name:8} n={tokens:<4} {case.best_s * 1e3:9.3f} ms {macs:7.2f} GMAC/s  {share}", flush=True
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--formats", nargs="+", default=["Q4_K", "Q6_K"], choices=list(FORMATS))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 512])
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repetitions", type=int, default=30)
+    arguments = parser.parse_args()
+    kernels = native.active()
+    if kernels is None:
+        raise SystemExit(native.describe().reason)
+    if arguments.threads:
+        kernels.set_threads(arguments.threads)
+    print(f"{kernels.isa}, {kernels.threads()} threads")
+    probe = np.ones(PROBE_BYTES, dtype=np.uint8)
+    for name in arguments.formats:
+        measure(kernels, FORMATS[name], arguments, probe)
+
+
+if __name__ == "__main__":
+    main()
