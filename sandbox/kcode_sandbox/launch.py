@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import compileall
 import os
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ def base_interpreter() -> str:
 def worker_argv(package: str) -> list[str]:
     """`package` is where this package's folder is seen by the worker."""
     folder = os.path.dirname(package)
+    # The folder is read-only inside: compiled here once, or again at every start.
+    compileall.compile_dir(PACKAGE, quiet=2)
     code = f"import sys; sys.path.insert(0, {folder!r}); from kcode_sandbox.worker.main import main; main()"
     return [base_interpreter(), "-I", "-S", "-B", "-c", code]
 

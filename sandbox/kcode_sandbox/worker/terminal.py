@@ -91,8 +91,9 @@ class Terminal:
         self._mark = b"\x1e" + secrets.token_hex(16).encode()
         text = self._mark[1:].decode()
         line = f"{{ {KEEP_STATUS}; eval ".encode() + _quoted(command) + f"; }} <>/dev/tty {STATE_FD}>&-\n".encode()
-        report = f"printf '\\036%s %d %s\\036%s\\n' {text} $KCODE_STATUS \"$PWD\" {text} >/dev/tty"
-        after = f"{{ KCODE_STATUS=$?; {SAVE_STATE}; {report}; }} 2>/dev/null\n"
+        report = f"printf '\\036%s %d %s\\036%s\\036' {text} $KCODE_STATUS \"$PWD\" {text} >/dev/tty"
+        # The empty line: after an unclosed quote inside eval, bash does not expect a command at the next line's start.
+        after = f"\n{{ KCODE_STATUS=$?; {SAVE_STATE}; {report}; }} 2>/dev/null\n"
         self._feed.write(line + after.encode())
 
     def type(self, keys: bytes) -> None:
@@ -141,7 +142,7 @@ class Terminal:
             if len(data) > keep:
                 self._on_output(data[: len(data) - keep])
             return
-        end = data.find(b"\x1e" + self._mark[1:] + b"\n", start + len(self._mark))
+        end = data.find(self._mark + b"\x1e", start + len(self._mark))
         if end < 0:
             self._held = data
             return

@@ -1,0 +1,105 @@
+"""Real sandboxes in temporary folders. The home of these tests is theirs alone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kcode_sandbox.detect import open_sandbox
+from kcode_sandbox.environment import clean_environment
+from kcode_sandbox.policy import Policy, Profile
+from kcode_sandbox.sandbox import ExecResult, Sandbox
+
+SECRET = "canary-4711"
+Start = Callable[..., Awaitable[Sandbox]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home with things that nobody inside may see."""
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    (home / ".ssh" / "id_ed25519").write_text(SECRET)
+    (home / ".gitconfig").write_text("[user]\n\tname = Ada\n\temail = ada@example.org\n[alias]\n\tst = !touch /tmp/ran\n")
+    return home.resolve()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    workspace = tmp_path / "workspace"
+    workspace.mkdir()
+    return workspace.resolve()
+
+
+@pytest.fixture
+def policy(home: Path, workspace: Path) -> Policy:
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    environment = clean_environment({"PATH": path, "HOME": str(home), "AWS_SECRET_ACCESS_KEY": SECRET})
+    return Policy(workspace, environment=tuple(environment.items()))
+
+
+@pytest.fixture
+async def start(policy: Policy) -> AsyncIterator[Start]:
+    """Start a sandbox under the policy, changed by keyword; all are closed at the end."""
+    async with AsyncExitStack() as stack:
+
+        async def started(**changes: object) -> Sandbox:
+            sandbox = open_sandbox(replace(policy, **changes))
+            stack.push_async_callback(sandbox.close)
+            await sandbox.start()
+            return sandbox
+
+        yield started
+
+
+@pytest.fixture(params=["workspace-write", "danger-full-access"])
+async def sandbox(request: pytest.FixtureRequest, start: Start) -> Sandbox:
+    """Both backends keep the same contract."""
+    profile: Profile = request.param
+    return await start(profile=profile)
+
+
+@pytest.fixture
+async def walled(start: Start) -> Sandbox:
+    return await start()
+
+
+@pytest.fixture
+def repository(workspace: Path) -> Path:
+    git(workspace, "init", "--quiet", "--initial-branch=main")
+    (workspace / "a.txt").write_text("one\n")
+    (workspace / ".gitignore").write_text("ignored/\n*.log\n")
+    git(workspace, "add", "--all")
+    git(workspace, "-c", "user.name=T", "-c", "user.email=t@example.org", "commit", "--quiet", "--message=first")
+    return workspace
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """git on the host, as the user would run it afterwards."""
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
+    done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout
+
+
+async def bash(sandbox: Sandbox, script: str, timeout_s: float = 20) -> ExecResult:
+    return await sandbox.exec(["bash", "-c", script], timeout_s=timeout_s)
+
+
+def processes_with(text: str) -> list[int]:
+    """Host processes whose command line holds `text`."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if text.encode() in line:
+                found.append(int(entry.name))
+    return found

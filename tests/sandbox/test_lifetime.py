@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from kcode_sandbox.bubblewrap import BubblewrapBackend, explain, find_fault
+from kcode_sandbox.client import WorkerSandbox
+from kcode_sandbox.detect import candidates, open_sandbox, probe
+from kcode_sandbox.errors import SandboxDiedError, SandboxUnavailableError
+from kcode_sandbox.policy import Policy
+from kcode_sandbox.protocol import Head
+from kcode_sandbox.sandbox import Sandbox
+
+from tests.sandbox.conftest import Start, bash, processes_with
+
+LEAVES_DAEMONS = "sleep 31350 & (setsid sleep 31350 &); exec sleep 31350"
+CLIENT = """
+import asyncio, sys
+from pathlib import Path
+from kcode_sandbox.detect import open_sandbox
+from kcode_sandbox.policy import Policy
+
+async def main():
+    sandbox = open_sandbox(Policy(Path(sys.argv[1]), profile=sys.argv[2]))
+    await sandbox.start()
+    shell = await sandbox.shell()
+    await shell.run("(setsid sleep 31351 &); sleep 31351 &", 10)
+    asyncio.create_task(sandbox.exec(["sh", "-c", "setsid sleep 31351 & sleep 31351"], timeout_s=60))
+    await asyncio.sleep(0.5)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+async def gone(text: str, within_s: float = 5.0) -> bool:
+    end = time.monotonic() + within_s
+    while processes_with(text):
+        if time.monotonic() > end:
+            return False
+        await asyncio.sleep(0.02)
+    return True
+
+
+async def test_close_ends_everything_and_may_be_called_again(sandbox: Sandbox) -> None:
+    running = asyncio.create_task(bash(sandbox, LEAVES_DAEMONS, timeout_s=60))
+    await asyncio.sleep(0.5)
+    assert processes_with("31350")
+    await sandbox.close()
+    assert await gone("31350", 1)
+    await sandbox.close()
+    with pytest.raises(SandboxDiedError):
+        await running
+    with pytest.raises(SandboxDiedError, match="not running"):
+        await sandbox.read("a")
+
+
+@pytest.mark.parametrize("profile", ["workspace-write", "danger-full-access"])
+async def test_nothing_survives_the_sudden_death_of_the_client(workspace: Path, profile: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", CLIENT, workspace, profile], stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline() == b"ready\n"
+        assert len(processes_with("sleep\x0031351")) == 4
+        client.send_signal(signal.SIGKILL)
+    assert await gone("sleep\x0031351")
+    assert await gone(str(workspace))
+
+
+async def test_a_killed_worker_is_reported_to_everyone_who_waits(walled: Sandbox) -> None:
+    task = asyncio.create_task(bash(walled, "sleep 31352", timeout_s=60))
+    await asyncio.sleep(0.4)
+    for pid in processes_with("kcode_sandbox.worker.main"):
+        if "31352" in subprocess.run(["ps", "--ppid", str(pid), "-o", "args="], capture_output=True, text=True, check=False).stdout:
+            os.kill(pid, signal.SIGKILL)
+    await bash_killer(walled)
+    with pytest.raises(SandboxDiedError):
+        await asyncio.wait_for(task, 5)
+    with pytest.raises(SandboxDiedError):
+        await walled.read("a")
+    assert await gone("31352")
+
+
+async def bash_killer(sandbox: Sandbox) -> None:
+    """The agent's own commands may kill the worker: they run as the same user."""
+    with pytest.raises(SandboxDiedError):
+        await bash(sandbox, "kill -9 -1; kill -9 2 3; sleep 5", timeout_s=3)
+
+
+def fake_bwrap(folder: Path, script: str) -> Path:
+    path = folder / "bwrap"
+    path.write_text(f"#!/bin/sh\n{textwrap.dedent(script)}")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('while [ "$1" != -- ]; do shift; done; shift; exec "$@"', "self-check failed|No module|does not exist"),
+        ("exit 0", "sandbox ended"),
+        ("echo 'bwrap: No permissions to create new namespace' >&2; exit 1", "kernel.unprivileged_userns_clone"),
+        ("echo nonsense", "protocol"),
+    ],
+)
+async def test_walls_that_do_not_stand_stop_the_start(policy: Policy, tmp_path: Path, script: str, words: str) -> None:
+    sandbox = WorkerSandbox(policy, BubblewrapBackend([fake_bwrap(tmp_path, script)]))
+    with pytest.raises(SandboxUnavailableError, match=words):
+        await sandbox.start()
+    with pytest.raises(SandboxDiedError):
+        await bash(sandbox, "touch ran")
+    assert not (policy.workspace / "ran").exists()
+
+
+async def test_a_wall_without_a_mount_is_noticed(policy: Policy, tmp_path: Path) -> None:
+    real = next(candidate.path for candidate in candidates() if not candidate.fault)
+    through = fake_bwrap(tmp_path, f'exec {real} "$@"')
+    for flag, words in (("--cap-drop ALL", "capabilities|CapEff"), ("--unshare-all", "network|reached"), ("--seccomp", "Seccomp")):
+        name, *value = flag.split()
+        skip = 2 if value or name == "--seccomp" else 1
+        edited = fake_bwrap(
+            tmp_path,
+            f"""
+            n=$#; drop=0
+            while [ $n -gt 0 ]; do
+              if [ "$1" = {name} ]; then drop={skip}; fi
+              if [ $drop -gt 0 ]; then drop=$((drop - 1)); else set -- "$@" "$1"; fi
+              shift; n=$((n - 1))
+            done
+            exec {real} --unshare-pid --unshare-ipc "$@"
+            """,
+        )
+        with pytest.raises(SandboxUnavailableError, match=words):
+            await WorkerSandbox(policy, BubblewrapBackend([edited])).start()
+    through = fake_bwrap(tmp_path, f'exec {real} "$@"')
+    sandbox = WorkerSandbox(policy, BubblewrapBackend([through]))
+    await sandbox.start()
+    await sandbox.close()
+
+
+async def test_the_next_binary_is_tried_when_one_fails(policy: Policy, tmp_path: Path) -> None:
+    real = next(candidate.path for candidate in candidates() if not candidate.fault)
+    sandbox = WorkerSandbox(policy, BubblewrapBackend([fake_bwrap(tmp_path, "exit 1"), real]))
+    await sandbox.start()
+    assert (await bash(sandbox, "echo ok")).output == b"ok\n"
+    await sandbox.close()
+
+
+def test_without_any_bwrap_nothing_opens(policy: Policy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("kcode_sandbox.detect.SYSTEM_FOLDERS", (str(tmp_path),))
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(SandboxUnavailableError, match="bubblewrap"):
+        open_sandbox(policy)
+
+
+def test_a_setuid_or_foreign_bwrap_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = fake_bwrap(tmp_path, "echo bubblewrap 0.7.0")
+    monkeypatch.setattr("kcode_sandbox.detect.SYSTEM_FOLDERS", (str(tmp_path),))
+    assert "older than 0.8" in candidates()[0].fault
+    fake_bwrap(tmp_path, "echo hello")
+    assert "not bubblewrap" in candidates()[0].fault
+    path.chmod(0o755 | stat.S_ISUID)
+    assert "setuid" in candidates()[0].fault
+
+
+def test_probe_starts_a_real_sandbox() -> None:
+    report = probe()
+    assert report.works, report
+    assert report.detail == "bubblewrap · workspace-write · network off"
+
+
+def test_every_missing_fact_is_a_fault(policy: Policy) -> None:
+    good: Head = {
+        "cap_eff": "0" * 16,
+        "cap_bnd": "0" * 16,
+        "no_new_privs": "1",
+        "seccomp": "2",
+        "canary_readable": False,
+        "port_reachable": False,
+        "namespace_possible": False,
+        "environment_names": ["PATH", "PWD"],
+        "workspace_writable": True,
+        "workspace_readable": True,
+        "writable_protected": [],
+        "core_pattern_writable": False,
+    }
+    assert find_fault(good, policy) == ""
+    for name in good:
+        assert find_fault({key: value for key, value in good.items() if key != name}, policy), name
+    assert "TOKEN" in find_fault(good | {"environment_names": ["TOKEN"]}, policy)
+
+
+def test_known_failures_come_with_their_remedy() -> None:
+    assert "max_user_namespaces" in explain("bwrap: Creating new namespace failed: nesting depth exceeded (ENOSPC)")
+    assert "AppArmor" in explain("bwrap: setting up uid map: Permission denied")
+    assert "systempaths" in explain("bwrap: Can't mount proc on /newroot/proc: Operation not permitted")
+
+
+async def test_many_sandboxes_live_side_by_side(start: Start) -> None:
+    sandboxes = await asyncio.gather(*(start() for _ in range(4)))
+    results = await asyncio.gather(*(bash(sandbox, "ps ax | wc -l") for sandbox in sandboxes))
+    assert len({result.output for result in results}) == 1
