@@ -61,14 +61,18 @@ def build_specs(tools: Sequence[AnyTool]) -> tuple[ToolSpec, ...]:
 
 
 def plain_schema(schema: JsonSchema) -> JsonSchema:
-    """Without titles, which repeat the names, and with `anyOf [X, null]` as X: an argument that may be null may be left out."""
-    cleaned = cast("JsonSchema", without_titles(schema))
+    """Without what costs tokens and tells the model nothing.
+
+    Titles repeat the names. `anyOf [X, null]` is X: an argument that may be null may be left out. The longest length of a
+    text is checked on arrival; in a grammar it would make every sampled token of the text several times as dear.
+    """
+    cleaned = cast("JsonSchema", trimmed(schema))
     return {"type": "object", **{key: value for key, value in cleaned.items() if key != "type"}}
 
 
-def without_titles(node: object) -> object:
+def trimmed(node: object) -> object:
     if isinstance(node, list):
-        return [without_titles(item) for item in cast("list[object]", node)]
+        return [trimmed(item) for item in cast("list[object]", node)]
     if not isinstance(node, dict):
         return node
     entries = cast("dict[str, object]", node)
@@ -81,7 +85,7 @@ def without_titles(node: object) -> object:
     cleaned: dict[str, object] = {}
     for key, value in entries.items():
         if key == "properties" and isinstance(value, dict):
-            cleaned[key] = {name: without_titles(item) for name, item in cast("dict[str, object]", value).items()}
-        elif key != "title":
-            cleaned[key] = without_titles(value)
+            cleaned[key] = {name: trimmed(item) for name, item in cast("dict[str, object]", value).items()}
+        elif key not in {"title", "maxLength"}:
+            cleaned[key] = trimmed(value)
     return cleaned

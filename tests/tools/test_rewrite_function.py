@@ -92,7 +92,10 @@ def test_strings_keep_their_lines_and_docstrings_move() -> None:
 
 
 def test_missing_imports_and_new_functions_are_added_and_other_code_is_left_out() -> None:
-    code = "import os\nimport math\n\ndef double(x):\n    return 2 * x\n\ndef area(w, h):\n    return math.prod([w, h])\n\nprint(area(1, 2))\n"
+    code = (
+        "import os\nimport math\n\ndef double(x):\n    return 2 * x\n\n"
+        "def area(w, h):\n    return math.prod([w, h])\n\nprint(area(1, 2))\n"
+    )
     result = rewritten("a.py", PYTHON, "area", code)
     assert apply("a.py", PYTHON, "area", code) == PYTHON.replace("import os\n", "import os\nimport math\n").replace(
         "@cache", "def double(x):\n    return 2 * x\n\n\n@cache"

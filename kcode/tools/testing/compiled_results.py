@@ -46,7 +46,9 @@ def parse_go(log: str) -> Results | None:
         key = (event.package, event.test)
         if event.action == "run":
             begun.append(key)
-        elif event.action in {"output", "build-output"}:
+        elif event.action == "build-output":
+            build_errors.append(event.output.rstrip())
+        elif event.action == "output":
             outputs[key].append(event.output)
         elif event.action in {"pass", "fail", "skip"}:
             ended[key] = "pass" if event.action == "pass" else "fail" if event.action == "fail" else "skip"
@@ -71,8 +73,8 @@ def go_results(
         if not test:
             if not any(key[0] == package and value == "fail" for key, value in tests.items()):
                 errors += 1
-                text = "".join(outputs[(package, "")]) or build_errors
-                failing.append(FailingTest(package, without_noise(text)[-1500:]))
+                text = without_noise("".join(outputs[(package, "")])) or build_errors
+                failing.append(FailingTest(package, text[-1500:]))
         elif not any(key[0] == package and key[1].startswith(test + "/") and value == "fail" for key, value in tests.items()):
             failing.append(go_failure(package, test, "".join(outputs[(package, test)])))
     running = next((f"{package} {test}" for package, test in reversed(begun) if (package, test) not in ended), "")
@@ -100,7 +102,7 @@ def parse_cargo(log: str) -> Results | None:
     failing = [rust_failure(name, blocks.get(name, "")) for name, result in results if result == "FAILED"]
     started = [found["name"] for found in RUST_STARTED.finditer(log)]
     if not results and not started:
-        compile_errors = [found[0].strip() for found in RUST_ERROR.finditer(log)]
+        compile_errors = [found[0].strip() for found in RUST_ERROR.finditer(log) if "could not compile" not in found[0]]
         if not compile_errors:
             return None
         return Results(errors=1, failing=(FailingTest("compilation", "\n\n".join(compile_errors[:5])),))

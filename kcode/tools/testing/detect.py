@@ -150,10 +150,11 @@ async def find_python(sandbox: Sandbox) -> tuple[str, bool]:
 
     A project environment without pytest still wins over a stranger's pytest: the project's packages live there.
     """
+    look = "import sys, importlib.util; sys.exit(importlib.util.find_spec('pytest') is None)"
     probes = "; ".join(f'try "$PWD/{folder}/bin/python"' for folder in VIRTUAL_ENVIRONMENTS)
     script = (
         'try() { [ -x "$1" ] || return 0; "$1" -c "" 2>/dev/null || return 0; '
-        'if "$1" -c "import pytest" 2>/dev/null; then echo "yes $1"; exit; fi; '
+        f'if "$1" -c "{look}" 2>/dev/null; then echo "yes $1"; exit; fi; '
         '[ -n "$2" ] && { [ -n "$found" ] || found=$1; return 0; }; echo "no $1"; exit; }; found=; '
         f'{probes}; [ -n "$VIRTUAL_ENV" ] && try "$VIRTUAL_ENV/bin/python"; '
         'for name in python3 python; do program=$(command -v $name) && try "$program" weak; done; '

@@ -50,8 +50,10 @@ def node_id(case: ElementTree.Element) -> str:
 
 def error_lines(traceback: str) -> str:
     """What pytest marks with E, without the mark."""
-    lines = [line[1:].removeprefix("   ") for line in traceback.split("\n") if line.startswith("E ")]
-    return "\n".join(line.rstrip() for line in lines).strip()
+    lines = [line[1:].removeprefix("   ").rstrip() for line in traceback.split("\n") if line == "E" or line.startswith("E ")]
+    text = "\n".join(lines).strip()
+    # What differs is told above the full diff, which repeats both values in full.
+    return text.partition("\n  Full diff:")[0].rstrip()
 
 
 def frames(traceback: str) -> tuple[Frame, ...]:

@@ -11,7 +11,7 @@ POINT = re.compile(r"^(?P<indent> *)(?P<result>ok|not ok) \d+ - (?P<name>.*?)(?:
 SUBTEST = re.compile(r"^(?P<indent> *)# Subtest: (?P<name>.*)$")
 KEY = re.compile(r"^ *(?P<key>\w+):(?: (?P<value>.*))?$")
 STACK = re.compile(r"^(?:at )?(?:(?P<function>.+?) )?\(?(?:file://)?(?P<path>/[^():]+):(?P<line>\d+):\d+\)?$")
-SUMMARY = re.compile(r"^# (tests|pass|fail|cancelled|skipped|todo) (\d+)$", re.MULTILINE)
+SUMMARY = re.compile(r"^# (tests|suites|pass|fail|cancelled|skipped|todo) (\d+)$", re.MULTILINE)
 KEPT_KEYS = ("error", "expected", "actual")
 INDENT = 4
 

@@ -14,7 +14,7 @@ COUNT = re.compile(r"(\d+) (failed|passed|skipped|xfailed|xpassed|errors?|todo|p
 PYTEST_END = re.compile(
     r"^=* ?((?:\d+ (?:failed|passed|skipped|xfailed|xpassed|errors?|deselected|warnings?)(?:, )?)+) in [\d.]+s", re.MULTILINE
 )
-PYTEST_FAILED = re.compile(r"^(?:FAILED|ERROR) (?P<id>\S+(?:\[.*?\])?)(?: - (?P<message>.*))?$", re.MULTILINE)
+PYTEST_FAILED = re.compile(r"^(?:FAILED|ERROR) (?P<id>[^\s\[]+(?:\[.*?\])?)(?: - (?P<message>.*))?$", re.MULTILINE)
 UNITTEST_RAN = re.compile(r"^Ran (\d+) tests? in", re.MULTILINE)
 UNITTEST_END = re.compile(r"^(?:OK|FAILED)(?: \((?P<counts>[^)]*)\))?$", re.MULTILINE)
 UNITTEST_BLOCK = re.compile(
@@ -25,6 +25,7 @@ PYTHON_PLACE = re.compile(
 )
 JEST_END = re.compile(r"^Tests:\s+(?P<counts>.*\d+ total)$", re.MULTILINE)
 JEST_BLOCK = re.compile(r"^  ● (?P<id>[^\n]+)\n(?P<body>.*?)(?=^  ● |^Test Suites:|^(?:FAIL|PASS) |\Z)", re.MULTILINE | re.DOTALL)
+JEST_FILE = re.compile(r"^FAIL (?:\S+ )?(\S+\.[cm]?[jt]sx?)", re.MULTILINE)
 JEST_PLACE = re.compile(r"^ +at (?:(?P<function>[^(\n]+) )?\(?(?P<path>[^\s():]+):(?P<line>\d+):\d+\)?$", re.MULTILINE)
 VITEST_END = re.compile(r"^ +Tests  (?P<counts>.*)\(\d+\)$", re.MULTILINE)
 VITEST_BLOCK = re.compile(r"^ FAIL  (?P<id>[^\n]+)\n(?P<body>.*?)(?=^ FAIL  |^⎯)", re.MULTILINE | re.DOTALL)
@@ -100,8 +101,12 @@ def read_jest(text: str, workspace: str) -> Results | None:
     end = JEST_END.search(text)
     if end is None:
         return None
-    blocks = {found["id"]: found for found in JEST_BLOCK.finditer(text)}
-    failing = [javascript_failure(name, found["body"], JEST_PLACE, workspace) for name, found in blocks.items()]
+    # The summary at the end repeats the blocks of a long run.
+    blocks: dict[str, str] = {}
+    for found in JEST_BLOCK.finditer(text):
+        files = JEST_FILE.findall(text, 0, found.start())
+        blocks[f"{files[-1]} › {found['id']}" if files else found["id"]] = found["body"]
+    failing = [javascript_failure(name, body, JEST_PLACE, workspace) for name, body in blocks.items()]
     counts = counts_of(end["counts"])
     broken = sum(name.endswith("Test suite failed to run") for name in blocks)
     return results(counts | {"error": broken}, failing)

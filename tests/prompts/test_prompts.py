@@ -1,0 +1,80 @@
+"""What the model reads is pinned: a change of a text or a schema shows as a change of the snapshot.
+
+After a wanted change: `python tests/prompts/test_prompts.py` writes the snapshot anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kcode.tools.toolbox import build_specs, build_tools
+from kcode_prompts.prompt import PromptError, load
+from kcode_sandbox.detect import open_sandbox
+from kcode_sandbox.policy import Policy
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT = ROOT / "tests" / "snapshots" / "model_texts.md"
+TEXTS = ROOT / "prompts" / "kcode_prompts"
+VALUES = {
+    "system": {"workspace": "/project", "sandbox": "bubblewrap · workspace-write · network off"},
+    "compact": {"words": "800"},
+}
+NAMES = ("read", "grep", "glob", "str_replace", "create", "rewrite_function", "bash", "run_tests", "git", "finish")
+
+
+def render() -> str:
+    """All texts, with their places for values, and all schemas as one document. The sandbox is only a constructor argument here: it is never started."""
+    texts = sorted(path.relative_to(TEXTS).with_suffix("").as_posix() for path in TEXTS.rglob("*.md"))
+    parts = [f"# {name}\n\n{(TEXTS / f'{name}.md').read_text().strip()}\n" for name in texts if not name.startswith("tools/")]
+    tools = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), NAMES)
+    for spec in build_specs(tools):
+        schema = json.dumps(spec.schema, indent=1, ensure_ascii=False)
+        parts.append(f"# tools/{spec.name}\n\n{spec.description}\n\n```json\n{schema}\n```\n")
+    return "\n".join(parts)
+
+
+def test_texts_and_schemas_are_as_pinned() -> None:
+    assert render() == SNAPSHOT.read_text()
+
+
+def test_every_tool_has_its_text_and_every_text_its_tool() -> None:
+    assert {path.stem for path in (TEXTS / "tools").iterdir()} == set(NAMES)
+
+
+def test_prompts_are_short() -> None:
+    """About four characters a token: the standard prompt under 700 tokens, the small one under 80, each tool's text under 120."""
+    assert len(load("system", **VALUES)) < 2800
+    assert len(load("small")) < 320
+    for name in NAMES:
+        assert len(load(f"tools/{name}")) < 480
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_schemas_are_closed_and_every_argument_is_described(name: str) -> None:
+    (tool,) = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), [name])
+    (spec,) = build_specs([tool])
+    schema = json.loads(json.dumps(spec.schema))
+    assert schema["additionalProperties"] is False
+    assert "title" not in json.dumps(schema)
+    assert "maxLength" not in json.dumps(schema)
+    assert "anyOf" not in json.dumps(schema)
+    for argument in schema["properties"].values():
+        assert argument["description"]
+        assert "type" in argument
+
+
+def test_a_missing_an_unused_and_an_unknown_value_fail() -> None:
+    assert "/project" in load("system", **VALUES)
+    with pytest.raises(PromptError, match="missing values: sandbox"):
+        load("system", workspace="/project")
+    with pytest.raises(PromptError, match="unused values: model"):
+        load("small", model="x")
+    with pytest.raises(PromptError, match="no text 'nothing'"):
+        load("nothing")
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(render())
