@@ -10,7 +10,6 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
-from kcode_backend.chat.format import BadConversation
 from kcode_backend.chat.stops import StopTexts
 from kcode_backend.engine.request import Event, Failed, Finished, Prefilled, Sampled, Scored
 from kcode_backend.errors import OutOfContext
@@ -161,7 +160,7 @@ class Completion:
 
 
 async def begin(serving: Serving, body: ChatBody, raw: Json, name: str, sessions: SessionLengths) -> Completion:
-    """Check the request against the model and hand it to the engine. Raises RequestRefused."""
+    """Check the request against the model and hand it to the engine. Raises RequestRefused and BadConversation."""
     # Imported here because it imports torch; by now the loaded model has done so.
     from kcode_backend.chat.grammar import BadGrammar
     from kcode_backend.serving import Ask
@@ -185,8 +184,6 @@ async def begin(serving: Serving, body: ChatBody, raw: Json, name: str, sessions
     try:
         # Tokenising a long conversation and compiling a grammar take a while; other streams go on meanwhile.
         prepared = await asyncio.to_thread(serving.prepare, ask)
-    except BadConversation as error:
-        raise RequestRefused(400, "invalid_value", str(error)) from error
     except BadGrammar as error:
         raise RequestRefused(400, "invalid_grammar", str(error)) from error
     return Completion(serving, prepared, body, name, sessions)
