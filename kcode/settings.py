@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 import types
@@ -98,7 +99,9 @@ def _number(value: object, *, whole: bool) -> int | float | None:
         number = int(value) if whole else float(value)
     except (ValueError, OverflowError):
         return None
-    return number if not isinstance(value, float) or number == value else None
+    if not math.isfinite(number) or (isinstance(value, float) and number != value):
+        return None
+    return number
 
 
 def read_file(path: Path) -> dict[str, Value]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kcode import __version__
-from kcode.cli import run_command_line
+from kcode.command_line import run_command_line
 from tests.headless.conftest import Program
 
 Inside = Callable[..., tuple[int, str, str]]
@@ -128,7 +128,7 @@ def test_sessions_are_listed(program: Program, inside: Inside) -> None:
 
 def test_starting_imports_nothing_heavy() -> None:
     heavy = ["torch", "textual", "numpy", "pydantic", "httpx", "asyncio", "tree_sitter"]
-    code = f"import sys, kcode.cli; print([name for name in {heavy} if name in sys.modules])"
+    code = f"import sys, kcode.cli, kcode.command_line; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -136,7 +136,7 @@ def test_starting_imports_nothing_heavy() -> None:
 def test_headless_run_never_imports_torch_textual_or_numpy(program: Program) -> None:
     model = program.script({"text": "ok"})
     code = (
-        "import sys; from kcode.cli import run_command_line as run; "
+        "import sys; from kcode.command_line import run_command_line as run; "
         f"code = run(['-p', 'x', '-m', {model!r}]); "
         "print(code, [name for name in ('torch', 'textual', 'numpy') if name in sys.modules])"
     )

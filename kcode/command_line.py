@@ -1,0 +1,204 @@
+"""What may be said on the command line. Nothing heavy is imported before it is known what to do."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kcode import __version__
+from kcode.errors import KcodeError, StartError
+
+if TYPE_CHECKING:
+    from kcode.headless import Format
+    from kcode.paths import Paths
+    from kcode.settings import Settings, Value
+
+log = logging.getLogger(__name__)
+
+COMMANDS = {
+    "doctor": "what this machine offers and what is missing",
+    "models": "list, pull, show and remove models",
+    "sessions": "list the sessions of this folder",
+    "serve": "serve a model over the OpenAI protocol",
+}
+EPILOG = "Commands: " + "; ".join(f"kcode {name}: {text}" for name, text in COMMANDS.items()) + "."
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module when the command is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"kcode.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=LazyGroup)
+def commands() -> None:
+    """kcode's other commands."""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("prompt", required=False)
+@click.option("-p", "--print", "print_prompt", metavar="TEXT", help="Run headless with this prompt; - reads standard input.")
+@click.option("--prompt-file", metavar="FILE", help="Run headless with the prompt in FILE.")
+@click.option("--output-format", type=click.Choice(["text", "json", "stream-json"]), default="text", help="Of a headless run.")
+@click.option("--output-dir", metavar="DIR", help="Write result.json, transcript.jsonl and diff.patch there (headless).")
+@click.option("-c", "--continue", "resume_last", is_flag=True, help="Go on with the last session of this folder.")
+@click.option("-r", "--resume", "resume_id", metavar="ID", help="Go on with the session whose id begins with ID.")
+@click.option("-m", "--model", metavar="NAME", help="A model's name (see kcode models list) or a .gguf file.")
+@click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
+@click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
+@click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
+@click.option("--network", metavar="off|on", help="Whether commands may use the network (default off).")
+@click.option("--approval-mode", metavar="MODE", help="plan, ask or auto (default: ask on a screen, auto headless).")
+@click.option("-y", "--yolo", is_flag=True, help="The same as --approval-mode auto.")
+@click.option("--profile", metavar="NAME", help="auto (default), small or standard: how the model is driven.")
+@click.option("--max-turns", metavar="N", help="Stop after N model calls.")
+@click.option("--max-tokens", metavar="N", help="Stop after N tokens written by the model.")
+@click.option("--time-limit", metavar="SECONDS", help="Stop after so long.")
+@click.option("--context-limit", metavar="N", help="Use at most N tokens of context.")
+@click.option("--temperature", metavar="T", help="Sampling temperature.")
+@click.option("--seed", metavar="N", help="Seed of the sampler.")
+@click.option("--debug", is_flag=True, help="Say more on standard error.")
+@click.version_option(__version__, "-v", "-V", "--version", message="kcode %(version)s")
+def agent(
+    prompt: str | None,
+    print_prompt: str | None,
+    prompt_file: str | None,
+    output_format: Format,
+    output_dir: str | None,
+    resume_last: bool,
+    resume_id: str | None,
+    model: str | None,
+    base_url: str | None,
+    folder: str,
+    sandbox: str | None,
+    network: str | None,
+    approval_mode: str | None,
+    yolo: bool,
+    profile: str | None,
+    max_turns: str | None,
+    max_tokens: str | None,
+    time_limit: str | None,
+    context_limit: str | None,
+    temperature: str | None,
+    seed: str | None,
+    debug: bool,
+) -> int:
+    """A coding agent in the terminal. Without -p it opens the screen, with PROMPT as the first message.
+
+    Exit codes of a headless run: 0 finished, 1 could not start, 2 the model or the sandbox failed, 3 stopped by a limit or
+    going in circles, 4 stopped by the user.
+    """
+    flags: dict[str, Value] = {
+        "model": model,
+        "base_url": base_url,
+        "sandbox": sandbox,
+        "network": network,
+        "approval_mode": "auto" if yolo else approval_mode,
+        "profile": profile,
+        "max_turns": max_turns,
+        "max_tokens": max_tokens,
+        "time_limit_s": time_limit,
+        "context_limit": context_limit,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    _log_to_stderr(debug=debug)
+    headless_prompt = _headless_prompt(prompt, print_prompt, prompt_file)
+    resume = "" if resume_last and resume_id is None else resume_id
+    if headless_prompt is None:
+        return _show_screen(prompt or "", resume, folder, flags)
+    return _run_headless(headless_prompt, resume, folder, flags, output_format, output_dir)
+
+
+def _headless_prompt(prompt: str | None, print_prompt: str | None, prompt_file: str | None) -> str | None:
+    """The text of a headless run; None for the screen, which needs a terminal on both sides."""
+    if print_prompt is not None and prompt_file is not None:
+        raise StartError("give the prompt with -p or with --prompt-file, not with both")
+    if print_prompt is not None and print_prompt != "-":
+        return print_prompt
+    try:
+        if prompt_file is not None:
+            return Path(prompt_file).read_text(encoding="utf-8")
+        if print_prompt == "-":
+            return sys.stdin.read()
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            return None
+        return prompt if prompt is not None else sys.stdin.read()
+    except OSError as error:
+        raise StartError(f"--prompt-file {prompt_file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise StartError(f"the prompt in {prompt_file or 'standard input'} is not UTF-8 text (byte {error.start})") from error
+
+
+def _prepare(folder: str, flags: dict[str, Value]) -> tuple[Settings, Path, Paths]:
+    from kcode.opening import check_workspace
+    from kcode.paths import find_paths
+    from kcode.settings import load_settings
+
+    paths = find_paths()
+    settings = load_settings(paths.config_file, os.environ, flags)
+    return settings, check_workspace(Path(folder)), paths
+
+
+def _run_headless(
+    prompt: str, resume: str | None, folder: str, flags: dict[str, Value], output_format: Format, output_dir: str | None
+) -> int:
+    import asyncio
+
+    from kcode.headless import HeadlessRun, run
+    from kcode.opening import Sessions
+
+    settings, workspace, paths = _prepare(folder, flags)
+    wanted = HeadlessRun(prompt, workspace, output_format, resume, Path(output_dir) if output_dir is not None else None)
+    return asyncio.run(run(wanted, Sessions(settings, workspace, paths, "auto")))
+
+
+def _show_screen(first_message: str, resume: str | None, folder: str, flags: dict[str, Value]) -> int:
+    from kcode.commands.screen import show
+
+    settings, workspace, paths = _prepare(folder, flags)
+    return show(settings, workspace, paths, resume, first_message)
+
+
+def _log_to_stderr(*, debug: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="kcode: %(message)s", stream=sys.stderr)
+
+
+def run_command_line(arguments: list[str]) -> int:
+    """Run with these arguments; the exit code. Every expected failure is one line on stderr, ours are a traceback and code 2."""
+    command = commands if arguments and arguments[0] in COMMANDS else agent
+    try:
+        code = command.main(arguments, prog_name="kcode", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except click.ClickException as error:
+        print(f"kcode: {error.format_message()}", file=sys.stderr)
+        return 1
+    except (click.Abort, KeyboardInterrupt):
+        print("kcode: stopped", file=sys.stderr)
+        return 4
+    except BrokenPipeError:
+        # Whoever read our output has gone; keep the interpreter from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 4
+    except KcodeError as error:
+        print(f"kcode: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except Exception:
+        log.exception("kcode itself failed; please report this")
+        return 2
