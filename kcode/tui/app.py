@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from textual.app import App
 
+from kcode.errors import ConfigError
 from kcode.tui.port import Launch, ModelStore, Sessions
 from kcode.tui.screens.chat import ChatScreen
 from kcode.tui.theme import DARK, LIGHT
@@ -16,6 +18,10 @@ class KcodeApp(App[None]):
 
     TITLE = "kcode"
     ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    TextArea:nocolor .text-area--cursor, Input:nocolor .input--cursor { text-style: reverse; }
+    OptionList:nocolor > .option-list--option-highlighted { text-style: reverse; }
+    """
 
     def __init__(
         self,
@@ -24,27 +30,31 @@ class KcodeApp(App[None]):
         store: ModelStore | None = None,
         state_dir: Path | None = None,
         *,
-        theme: str = DARK.name,
+        theme: str = "",
     ) -> None:
-        super().__init__()
+        # Textual greys colours out for NO_COLOR unless it leaves them to the terminal; then it sends none, as is asked for.
+        super().__init__(ansi_color="NO_COLOR" in os.environ or None)
         self._launch = launch
         self._sessions = sessions
         self._store = store
         self._state_dir = state_dir
         self.register_theme(DARK)
         self.register_theme(LIGHT)
-        self.theme = theme
+        if theme and theme not in self.available_themes:
+            raise ConfigError(f"theme {theme!r} is unknown; there are {', '.join(sorted(self.available_themes))}")
+        self.theme = theme or DARK.name
 
     def on_mount(self) -> None:
         self.push_screen(ChatScreen(self._launch, self._sessions, self._store, self._state_dir))
 
 
 def run(
-    launch: Launch, sessions: Sessions, store: ModelStore | None = None, state_dir: Path | None = None, *, theme: str = DARK.name
+    launch: Launch, sessions: Sessions, store: ModelStore | None = None, state_dir: Path | None = None, *, theme: str = ""
 ) -> int:
-    """Show the interface until the user leaves; the exit code. History is kept in `state_dir`, None keeps none.
+    """Show the interface until the user leaves; the exit code. Raises ConfigError for an unknown theme.
 
-    `store` is None when a server outside decides on the models.
+    `store` is None when the models are not ours to choose: a server's, a script's. History is kept in `state_dir`, None keeps
+    none.
     """
     app = KcodeApp(launch, sessions, store, state_dir, theme=theme)
     app.run()

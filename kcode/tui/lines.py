@@ -32,45 +32,49 @@ class Page:
         self._rows: list[_Row] = []
         self._tops: list[int] = []
         self._unsettled: set[int] = set()
+        self._numbers: dict[int, int] = {}
 
     @property
     def blocks(self) -> list[Block]:
         return [row.block for row in self._rows]
 
-    def add(self, block: Block) -> int:
+    @property
+    def is_settled(self) -> bool:
+        return not self._unsettled
+
+    def add(self, block: Block) -> None:
         self._rows.append(_Row(block, self.height))
         self._tops.append(self.height)
+        self._numbers[id(block)] = len(self._rows) - 1
         self._unsettled.add(len(self._rows) - 1)
-        return len(self._rows) - 1
 
     def clear(self) -> None:
         self.__init__()
 
-    def touch(self, number: int) -> None:
-        """Say that a block may have changed."""
-        self._unsettled.add(number)
+    def touch(self, block: Block) -> None:
+        """Say that a block of this page has changed; one that is not here is ignored."""
+        number = self._numbers.get(id(block))
+        if number is not None:
+            self._unsettled.add(number)
 
     def touch_all(self) -> None:
         self._unsettled = set(range(len(self._rows)))
 
-    def settle(self, width: int, look: Look, budget_s: float, visible: range | None = None) -> bool:
-        """Draw what changed, the blocks on `visible` lines and the newest first, for at most about `budget_s`.
+    def settle(self, width: int, look: Look, budget_s: float, visible: range) -> bool:
+        """Draw what changed: at once the blocks on `visible` lines, then the newest first for about `budget_s`.
 
-        True when all is drawn.
+        A `visible` range that reaches the end stands for as many of the last lines. True when all is drawn.
         """
         if not self._unsettled:
             return True
         deadline = time.perf_counter() + budget_s
-        first = self.block_at(visible.start) if visible is not None else None
-        last = self.block_at(visible.stop) if visible is not None else None
-        span = range(first or 0, (last if last is not None else -1) + 1)
-        lowest = len(self._rows)
-        for number in sorted(self._unsettled, key=lambda number: (number not in span, -number)):
-            if number not in span and time.perf_counter() > deadline:
+        lowest = (
+            self._settle_end(width, look, len(visible)) if visible.stop >= self.height else self._settle_at(width, look, visible)
+        )
+        for number in sorted(self._unsettled, reverse=True):
+            if time.perf_counter() > deadline:
                 break
-            self._unsettled.discard(number)
-            if self._draw(self._rows[number], width, look):
-                lowest = min(lowest, number)
+            lowest = min(lowest, self._settle_one(number, width, look))
         if lowest < len(self._rows):
             self._place(lowest)
         return not self._unsettled
@@ -95,14 +99,29 @@ class Page:
         row = self._rows[number]
         return range(row.top, row.top + len(row.lines))
 
-    def _draw(self, row: _Row, width: int, look: Look) -> bool:
-        """True when the place of later blocks may have changed."""
+    def _settle_end(self, width: int, look: Look, lines: int) -> int:
+        lowest = len(self._rows)
+        for number in range(len(self._rows) - 1, -1, -1):
+            lowest = min(lowest, self._settle_one(number, width, look))
+            lines -= len(self._rows[number].lines)
+            if lines <= 0:
+                break
+        return lowest
+
+    def _settle_at(self, width: int, look: Look, visible: range) -> int:
+        first, last = self.block_at(visible.start) or 0, self.block_at(visible.stop) or 0
+        return min((self._settle_one(number, width, look) for number in range(first, last + 1)), default=len(self._rows))
+
+    def _settle_one(self, number: int, width: int, look: Look) -> int:
+        """Draw a block if it changed; its number if later blocks may have moved, else a number past the last."""
+        self._unsettled.discard(number)
+        row = self._rows[number]
         key = (row.block.revision, width, look)
         if row.key == key:
-            return False
+            return len(self._rows)
         before, was_new = len(row.lines), row.key is None
         row.lines, row.key = row.block.draw(width, look), key
-        return was_new or before != len(row.lines)
+        return number if was_new or before != len(row.lines) else len(self._rows)
 
     def _place(self, lowest: int) -> None:
         start = max(0, lowest - 1)

@@ -133,9 +133,13 @@ class ModelStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """How the interface starts. `first_message` is sent as soon as the session is open."""
+    """How the interface starts. `first_message` is sent as soon as the session is open.
+
+    `approval_mode` is shown until the session tells its own; `needs_model` begins with the choice of a model.
+    """
 
     workspace: str
+    approval_mode: str = "ask"
     resume_id: str | None = None
     first_message: str = ""
     needs_model: bool = False

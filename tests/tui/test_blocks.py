@@ -151,7 +151,7 @@ def page_of(*blocks: Block) -> Page:
     page = Page()
     for block in blocks:
         page.add(block)
-    assert page.settle(80, LOOK, 10.0)
+    assert page.settle(80, LOOK, 10.0, range(20))
     return page
 
 
@@ -181,8 +181,8 @@ def test_page_moves_what_is_below_a_block_that_grows() -> None:
     call = read_call(1)
     page = page_of(call, Remark("✓", "done", "good"))
     call.toggle()
-    page.touch(0)
-    page.settle(80, LOOK, 10.0)
+    page.touch(call)
+    page.settle(80, LOOK, 10.0, range(20))
     assert shown(page) == [" ✓ read 1.py  ▾ 1 line · 0.1 s", "   │ x", "", " ✓ done"]
     assert [page.block_at(y) for y in range(4)] == [0, 0, 0, 1]
 

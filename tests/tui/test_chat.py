@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from textual import events
 
-from kcode.errors import EngineDied, SandboxUnavailable
+from kcode.errors import ConfigError, EngineDied, SandboxUnavailable
 from kcode.events import (
     CallFinished,
     CallOutput,
@@ -26,6 +26,7 @@ from kcode.events import (
 from kcode.messages import Message, Text, Thinking, ToolCall, ToolResult, user
 from kcode.model import Usage
 from kcode.transcript import Answered, Said, Turn, TurnEnd
+from kcode.tui.app import KcodeApp
 from kcode.tui.port import Launch
 from kcode.tui.widgets.prompt import Prompt
 from kcode.tui.widgets.status import Status
@@ -454,3 +455,20 @@ async def test_selected_text_is_copied(start: Start) -> None:
         await pilot.press("ctrl+c")
         assert app.clipboard.startswith("copy these")
         assert app.is_running
+
+
+def test_an_unknown_theme_is_named(start: Start) -> None:
+    with pytest.raises(ConfigError, match=r"theme 'neon' is unknown; there are .*kcode-dark"):
+        KcodeApp(Launch("/repo"), ScriptedSessions(whole_turn), theme="neon")
+
+
+async def test_without_colour_everything_is_still_told(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = start(ScriptedSessions(whole_turn))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await enter(pilot, "run make")
+        shown = await until(app, "✓ done")
+        assert "✓ bash make" in shown
+        styles = [segment.style for strip in app.screen._compositor.render_strips(app.size) for segment in strip]
+        assert {style.color.name for style in styles if style and style.color} <= {"default"}
+        assert any(style and style.reverse for style in styles), "the cursor must be seen"

@@ -60,7 +60,7 @@ class ChatScreen(Screen[None]):
         self._activity = Activity(id="activity")
         self._queued = Queued(id="queued")
         self._completions = Completions(id="completions")
-        self._status = Status(Facts(), id="status")
+        self._status = Status(Facts(approval=launch.approval_mode), id="status")
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
         self._prompt = Prompt(history, placeholder="What should be done?", id="prompt")
         self._presenter = Presenter(self._transcript, self._activity)
@@ -269,6 +269,6 @@ class ChatScreen(Screen[None]):
                 tokens_per_s=before.tokens_per_s if rate is None else rate,
                 elapsed_s=before.elapsed_s if elapsed_s is None else elapsed_s,
                 sandbox=session.sandbox_description if session else "",
-                approval=session.approval_mode if session else "",
+                approval=session.approval_mode if session else self._launch.approval_mode,
             )
         )

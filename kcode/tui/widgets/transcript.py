@@ -89,11 +89,8 @@ class Transcript(ScrollView, can_focus=True):
 
     def changed(self, block: Block) -> None:
         """A block that was added has changed; it is drawn with the next frame."""
-        for number in range(len(self.page.blocks) - 1, -1, -1):
-            if self.page.blocks[number] is block:
-                self.page.touch(number)
-                self._plan()
-                return
+        self.page.touch(block)
+        self._plan()
 
     def clear(self) -> None:
         self.page.clear()
@@ -210,8 +207,9 @@ class Transcript(ScrollView, can_focus=True):
         anchor = self.page.block_at(top)
         above = self.page.span(anchor).start if anchor is not None else 0
         visible = range(top, top + self.size.height)
-        settled = self.page.settle(self.size.width, self.look, SLICE_S, None if self._follows else visible)
         follows = self._follows
+        wanted = range(self.page.height, self.page.height + self.size.height) if follows else visible
+        settled = self.page.settle(self.size.width, self.look, SLICE_S, wanted)
         self.virtual_size = Size(self.size.width, self.page.height + 1)
         if follows:
             self.scroll_end(animate=False, immediate=True, x_axis=False)
