@@ -15,8 +15,9 @@ from kcode_sandbox.sandbox import FileStat, Sandbox
 
 MAX_FILES = 600
 MAX_FILE_BYTES = 256 << 10
+MAX_SYMBOLS = 40
 SIGNATURE_CHARS = 110
-MENTION_WEIGHT = 20.0
+MENTION_WEIGHT = 1000.0
 # A test names everything it tests; it tells less of what matters than the code does.
 TEST_PENALTY = 0.3
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
@@ -79,22 +80,26 @@ async def repo_map(sandbox: Sandbox, mentioned: set[str], max_chars: int) -> str
 
 
 def rank(sources: list[SourceFile], mentioned: set[str]) -> list[tuple[SourceFile, list[Symbol]]]:
-    """Files by relevance, each with its definitions in file order and without those nested in functions."""
-    total = Counter[str]()
+    """Files by relevance, each with its definitions in file order and without those nested in functions.
+
+    What the task names comes first; then files whose definitions many other files use, where a name that is defined in
+    several places, or stands in most files, says little about any of them.
+    """
     spread = Counter[str]()
+    defined = Counter[str]()
     for source in sources:
-        total.update(source.words)
         spread.update(source.words.keys())
+        defined.update({symbol.name for symbol in source.symbols})
     scores: dict[str, float] = {}
     for source in sources:
         score = MENTION_WEIGHT * is_mentioned(source.path, mentioned)
-        for symbol in source.symbols:
-            elsewhere = total[symbol.name] - source.words[symbol.name]
-            if elsewhere > 0:
-                # A name that half the files use says little about any of them.
-                score += math.log1p(elsewhere) * math.log((len(sources) + 1) / spread[symbol.name])
-            if symbol.name in mentioned or symbol.qualified in mentioned:
-                score += MENTION_WEIGHT / 2
+        for name in {symbol.name for symbol in source.symbols}:
+            users = spread[name] - 1
+            if users > 0 and not name.startswith("_"):
+                score += math.log1p(users) * math.log1p(len(sources) / spread[name]) / defined[name] ** 2
+            if name in mentioned:
+                score += MENTION_WEIGHT / defined[name]
+        score += MENTION_WEIGHT * any("." in symbol.qualified and symbol.qualified in mentioned for symbol in source.symbols)
         scores[source.path] = score * (TEST_PENALTY if TEST_PATH.search(source.path) else 1.0)
     ranked = sorted(sources, key=lambda source: (-scores[source.path], source.path))
     return [(source, shown_symbols(source.symbols)) for source in ranked]
@@ -111,9 +116,11 @@ def render(ranked: list[tuple[SourceFile, list[Symbol]]], max_chars: int) -> str
     used = 0
     for source, found in ranked:
         lines = [source.path]
-        for symbol in found:
+        for symbol in found[:MAX_SYMBOLS]:
             depth = symbol.qualified.count(".") + 1
             lines.append(f"{'  ' * depth}{symbol.start_line}-{symbol.end_line} {source.signature(symbol)}")
+        if len(found) > MAX_SYMBOLS:
+            lines.append(f"  … {len(found) - MAX_SYMBOLS} more")
         block = "\n".join(lines) + "\n"
         if used + len(block) > max_chars:
             block = source.path + "\n"

@@ -18,17 +18,15 @@ from kcode_sandbox.policy import Policy
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = ROOT / "tests" / "snapshots" / "model_texts.md"
 TEXTS = ROOT / "prompts" / "kcode_prompts"
-VALUES = {
-    "system": {"workspace": "/project", "sandbox": "bubblewrap · workspace-write · network off"},
-    "compact": {"words": "800"},
-}
+VALUES = {"workspace": "/project", "sandbox": "bubblewrap · workspace-write · network off"}
 NAMES = ("read", "grep", "glob", "str_replace", "create", "rewrite_function", "bash", "run_tests", "git", "finish")
 
 
 def render() -> str:
-    """All texts, with their places for values, and all schemas as one document. The sandbox is only a constructor argument here: it is never started."""
+    """All texts, with their places for values, and all schemas. The sandbox is only constructed with: it is never started."""
     texts = sorted(path.relative_to(TEXTS).with_suffix("").as_posix() for path in TEXTS.rglob("*.md"))
-    parts = [f"# {name}\n\n{(TEXTS / f'{name}.md').read_text().strip()}\n" for name in texts if not name.startswith("tools/")]
+    texts = sorted(path.relative_to(TEXTS).as_posix() for path in TEXTS.rglob("*.md"))
+    parts = [f"# {name}\n\n{(TEXTS / name).read_text().strip()}\n" for name in texts if not name.startswith("tools/")]
     tools = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), NAMES)
     for spec in build_specs(tools):
         schema = json.dumps(spec.schema, indent=1, ensure_ascii=False)

@@ -36,10 +36,8 @@ def test_definitions_with_their_lines(path: str) -> None:
     assert faults(path, source) == ()
 
 
-@pytest.mark.parametrize("language", GRAMMARS)
-def test_every_grammar_loads(language: str) -> None:
-    known = next(key for key in GRAMMARS if key == language)
-    assert parse(known, b"").root_node.child_count == 0
+def test_every_grammar_loads() -> None:
+    assert {language: parse(language, b"").root_node.child_count for language in GRAMMARS} == dict.fromkeys(GRAMMARS, 0)
 
 
 def test_kinds_and_core() -> None:
