@@ -96,6 +96,8 @@ class _Pull:
     on_progress: OnProgress | None
     cancel: threading.Event | None
     note: str = ""
+    shown: int = 0
+    """The progress last told; unpacking a part that was just downloaded must not look like going back."""
 
     def run(self, source: Source) -> None:
         """Leaves the checked file in the partial folder."""
@@ -129,6 +131,7 @@ class _Pull:
             return
         reasons: list[str] = []
         for kind in self._order(source):
+            self.shown = 0
             self.note = "; ".join([*reasons, f"from {SOURCE_TITLES[kind]}"])
             try:
                 self._fetch_from(kind)
@@ -146,7 +149,8 @@ class _Pull:
             fetch_wheels(entry, self.partial, self._downloaded)
 
     def _downloaded(self, done: int) -> None:
-        self._report("download", done)
+        self.shown = max(self.shown, done)
+        self._report("download", self.shown)
 
     def _report(self, stage: Literal["download", "verify"], done: int) -> None:
         if self.cancel is not None and self.cancel.is_set():
