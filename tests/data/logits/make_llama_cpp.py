@@ -1,6 +1,6 @@
-"""Writes expected.npz: what llama.cpp predicts for the first 512 tokens of text.txt. Run by hand with llama-cpp-python 0.3.x:
+"""Writes llama_cpp.npz: what llama.cpp predicts for the first 512 tokens of text.txt. Run by hand with llama-cpp-python 0.3.x:
 
-python make_expected.py MODEL.gguf [FULL.npy]
+python make_llama_cpp.py MODEL.gguf [FULL.npy]
 
 ids: int32 [512], the tokens. top1: int32 [512], the likeliest next token after each. margin: float16 [512], by how much its log
 probability exceeds the second's. positions: int32 [64]; top_ids, top_logprobs: [64, 32], the likeliest tokens there.
@@ -35,7 +35,7 @@ def main() -> None:
     top = np.take_along_axis(logprobs, order, axis=1)
     positions = np.arange(0, TOKENS, TOKENS // 64)
     np.savez_compressed(
-        folder / "expected.npz",
+        folder / "llama_cpp.npz",
         ids=np.asarray(ids, dtype=np.int32),
         top1=order[:, 0].astype(np.int32),
         margin=(top[:, 0] - top[:, 1]).astype(np.float16),
