@@ -192,10 +192,6 @@ def run_command_line(arguments: list[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         print("kcode: stopped", file=sys.stderr)
         return 4
-    except BrokenPipeError:
-        # Whoever read our output has gone; keep the interpreter from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 4
     except KcodeError as error:
         print(f"kcode: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -292,6 +292,10 @@ async def run(wanted: HeadlessRun, sessions: Sessions) -> int:
             await session.close()
     except asyncio.CancelledError as error:
         raise Aborted("stopped by a signal") from error
+    except BrokenPipeError as error:
+        # The interpreter flushes standard output once more at its end, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise Aborted("whoever read standard output went away") from error
 
 
 class _Stop:

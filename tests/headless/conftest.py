@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from kcode.command_line import run_command_line
+
 TIMEOUT_S = 60
+Inside = Callable[..., tuple[int, str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,3 +82,21 @@ def fixing() -> tuple[dict[str, object], ...]:
         {"calls": [edit]},
         {"calls": [{"name": "finish", "arguments": {"summary": "add adds now"}}]},
     )
+
+
+@pytest.fixture
+def inside(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
+    """Runs a command line in this process: exit code, stdout, stderr."""
+    for name in [name for name in os.environ if name.startswith("KCODE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KCODE_HOME", str(program.home))
+    monkeypatch.setenv("KCODE_SANDBOX", "danger-full-access")
+    monkeypatch.chdir(program.workspace)
+
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = run_command_line(list(arguments))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run

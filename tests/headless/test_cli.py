@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kcode import __version__
-from kcode.command_line import run_command_line
-from tests.headless.conftest import Program
-
-Inside = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def inside(program: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Inside:
-    """Runs a command line in this process: exit code, stdout, stderr."""
-    for name in [name for name in os.environ if name.startswith("KCODE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("KCODE_HOME", str(program.home))
-    monkeypatch.setenv("KCODE_SANDBOX", "danger-full-access")
-    monkeypatch.chdir(program.workspace)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        code = run_command_line(list(arguments))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+from tests.headless.conftest import Inside, Program
 
 
 @pytest.mark.parametrize(

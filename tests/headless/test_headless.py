@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.headless.conftest import TIMEOUT_S, Program
+from tests.headless.conftest import TIMEOUT_S, Inside, Program
 
 Replies = tuple[dict[str, object], ...]
 DIFF = "-    return a - b\n+    return a + b\n"
@@ -34,18 +34,18 @@ def wait_for(program: Program, text: str) -> None:
     raise AssertionError(f"no transcript ever held {text!r}")
 
 
-def test_text_goes_to_stdout_and_progress_to_stderr(program: Program, fixing: Replies) -> None:
-    done = program.run("-p", "fix add", "-m", program.script(*fixing))
-    assert done.returncode == 0
-    assert done.stdout.startswith("add adds now\n\ndiff --git a/calc.py b/calc.py\n")
-    assert done.stdout.endswith(DIFF)
-    assert "  read calc.py\n" in done.stderr
-    assert "finished after 3 steps" in done.stderr
+def test_text_goes_to_stdout_and_progress_to_stderr(program: Program, inside: Inside, fixing: Replies) -> None:
+    code, stdout, stderr = inside("-p", "fix add", "-m", program.script(*fixing))
+    assert code == 0
+    assert stdout.startswith("add adds now\n\ndiff --git a/calc.py b/calc.py\n")
+    assert stdout.endswith(DIFF)
+    assert "  read calc.py\n" in stderr
+    assert "finished after 3 steps" in stderr
 
 
-def test_json_is_one_document(program: Program, fixing: Replies) -> None:
-    done = program.run("-p", "fix add", "-m", program.script(*fixing), "--output-format", "json")
-    document = json.loads(done.stdout)
+def test_json_is_one_document(program: Program, inside: Inside, fixing: Replies) -> None:
+    _, stdout, stderr = inside("-p", "fix add", "-m", program.script(*fixing), "--output-format", "json")
+    document = json.loads(stdout)
     usage = document.pop("usage")
     assert set(usage) == {"prompt_tokens", "cached_tokens", "completion_tokens"}
     assert usage["prompt_tokens"] > usage["cached_tokens"] > 0
@@ -61,13 +61,14 @@ def test_json_is_one_document(program: Program, fixing: Replies) -> None:
         "profile": "standard",
         "sandbox": document["sandbox"],
         "exit_code": 0,
+        "attempts": 1,
     }
-    assert (done.stdout.count("\n"), done.stderr) == (1, "")
+    assert (stdout.count("\n"), stderr) == (1, "")
 
 
-def test_stream_json_has_the_shape_consumers_parse(program: Program, fixing: Replies) -> None:
-    done = program.run("-p", "fix add", "-m", program.script(*fixing), "--output-format", "stream-json")
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+def test_stream_json_has_the_shape_consumers_parse(program: Program, inside: Inside, fixing: Replies) -> None:
+    _, stdout, _ = inside("-p", "fix add", "-m", program.script(*fixing), "--output-format", "stream-json")
+    lines = [json.loads(line) for line in stdout.splitlines()]
     assert [line["type"] for line in lines] == ["system", *["assistant", "user"] * 3, "result"]
     assert len({line["session_id"] for line in lines}) == 1
     assert lines[0]["subtype"] == "init"
@@ -80,22 +81,23 @@ def test_stream_json_has_the_shape_consumers_parse(program: Program, fixing: Rep
     assert (last["subtype"], last["is_error"], last["num_turns"], last["result"]) == ("success", False, 3, "add adds now")
 
 
-def test_output_dir_gets_result_transcript_and_patch(program: Program, fixing: Replies, tmp_path: Path) -> None:
+def test_output_dir_gets_result_transcript_and_patch(program: Program, inside: Inside, fixing: Replies, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
-    done = program.run("-p", "fix add", "-m", program.script(*fixing), "--output-dir", str(out), "--output-format", "json")
-    assert json.loads((out / "result.json").read_text()) == json.loads(done.stdout)
+    arguments = ("-p", "fix add", "-m", program.script(*fixing), "--output-dir", str(out))
+    _, stdout, _ = inside(*arguments, "--output-format", "json")
+    assert json.loads((out / "result.json").read_text()) == json.loads(stdout)
     assert (out / "transcript.jsonl").read_bytes() == program.transcripts()[0].read_bytes()
     assert DIFF in (out / "diff.patch").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["diff.patch", "result.json", "transcript.jsonl"]
 
 
-def test_prompt_comes_from_a_file_or_standard_input(program: Program, tmp_path: Path) -> None:
+def test_prompt_comes_from_a_file_or_standard_input(program: Program, inside: Inside, tmp_path: Path) -> None:
     (tmp_path / "prompt.md").write_text("from a file\n")
     model = program.script({"text": "ok"})
-    assert program.run("--prompt-file", str(tmp_path / "prompt.md"), "-m", model).returncode == 0
-    assert program.run("-m", model, stdin="from a pipe").returncode == 0
-    assert program.run("-p", "-", "-m", model, stdin="from a dash").returncode == 0
-    assert program.run("a word", "-m", model).returncode == 0
+    assert inside("--prompt-file", str(tmp_path / "prompt.md"), "-m", model)[0] == 0
+    assert inside("-m", model, stdin="from a pipe")[0] == 0
+    assert inside("-p", "-", "-m", model, stdin="from a dash")[0] == 0
+    assert inside("a word", "-m", model)[0] == 0
     said = [record["text"] for path in program.transcripts() for record in records(path) if record["type"] == "turn"]
     assert sorted(map(str, said)) == ["a word", "from a dash", "from a file\n", "from a pipe"]
 
@@ -112,10 +114,10 @@ def test_prompt_comes_from_a_file_or_standard_input(program: Program, tmp_path: 
     ids=["model fails", "steps", "tokens", "time", "loop"],
 )
 def test_exit_code_tells_how_it_ended(
-    program: Program, arguments: tuple[str, ...], replies: Replies, code: int, status: str
+    program: Program, inside: Inside, arguments: tuple[str, ...], replies: Replies, code: int, status: str
 ) -> None:
-    done = program.run("-p", "go", "-m", program.script(*replies), "--output-format", "json", *arguments)
-    assert (done.returncode, json.loads(done.stdout)["status"]) == (code, status)
+    ended, stdout, _ = inside("-p", "go", "-m", program.script(*replies), "--output-format", "json", *arguments)
+    assert (ended, json.loads(stdout)["status"]) == (code, status)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -153,12 +155,11 @@ def test_killed_in_the_middle_of_a_step_it_goes_on_with_nothing_lost(program: Pr
     assert (program.workspace / "before.txt").read_text() == "before\n"
 
 
-def test_resumed_session_keeps_its_model_unless_told(program: Program) -> None:
+def test_resumed_session_keeps_its_model_unless_told(program: Program, inside: Inside) -> None:
     model = program.script({"text": "one"}, {"text": "two"}, resume=True)
-    assert program.run("-p", "a", "-m", model).returncode == 0
+    assert inside("-p", "a", "-m", model)[0] == 0
     session = program.transcripts()[0].stem
-    done = program.run("-r", session[:18], "-p", "b")
-    assert (done.returncode, done.stdout) == (0, "two\n")
+    assert inside("-r", session[:18], "-p", "b")[:2] == (0, "two\n")
 
 
 def test_sandbox_holds_by_default(program: Program, tmp_path: Path) -> None:
