@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from kcode_sandbox.connection import Connection
 from kcode_sandbox.errors import SandboxDiedError, SandboxError
@@ -14,16 +14,19 @@ from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, ProtocolError, flag_of, integer_of, number_of, object_of, text_of
 from kcode_sandbox.sandbox import ExecResult, FileContent, FileStat, OnOutput, ShellResult
 
-START_TIMEOUT_S = 20.0
 FILE_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 12.0
+# A command that kills every process it may kill takes the worker with it: that is its result, not a failure of ours.
+ENDED_NOTE = b"[the sandbox's processes were killed while this ran; the next call starts it anew: background jobs are gone]\n"
+KILLED = 137
 
 
 class WorkerSandbox:
-    """One worker behind the walls of `backend`. Start it once; after `close` or a death every request fails.
+    """One worker behind the walls of `backend`. After `close` every request fails.
 
-    Requests may run concurrently. Start it from a thread that outlives it: the kernel ends the sandbox with the
-    thread that made it.
+    When the worker dies (its own commands may kill it) commands under way end with exit code 137 and a note, file
+    requests with SandboxDiedError; the next request starts a new one behind newly checked walls. Requests may run
+    concurrently. Start it from a thread that outlives it: the kernel ends the sandbox with the thread that made it.
     """
 
     def __init__(self, policy: Policy, backend: Backend) -> None:
@@ -31,6 +34,7 @@ class WorkerSandbox:
         self._backend = backend
         self._connection: Connection | None = None
         self._shell: WorkerShell | None = None
+        self._reviving = asyncio.Lock()
 
     @property
     def policy(self) -> Policy:
@@ -79,7 +83,6 @@ class WorkerSandbox:
         on_output: OnOutput | None = None,
     ) -> ExecResult:
         """As the protocol says. An exit code above 128 is a signal's number plus 128."""
-        connection = self._live()
         request: Head = {
             "op": "exec",
             "argv": list(argv),
@@ -90,6 +93,7 @@ class WorkerSandbox:
             "max_output": min(max_output, self._policy.limits.output_bytes),
             "stream": on_output is not None,
         }
+        connection = await self._live()
         call = connection.send(request, stdin, on_output)
         try:
             head, body = await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S)
@@ -99,19 +103,16 @@ class WorkerSandbox:
             raise
         except TimeoutError as error:
             raise SandboxDiedError(f"the worker did not end {argv[0]!r} {END_TIMEOUT_S} s after its time") from error
-        split = integer_of(head, "stdout_bytes")
-        return ExecResult(
-            exit_code=None if head.get("exit_code") is None else integer_of(head, "exit_code"),
-            output=body[:split],
-            stderr=body[split:],
-            timed_out=flag_of(head, "timed_out"),
-            dropped_bytes=integer_of(head, "dropped_bytes"),
-            duration_s=number_of(head, "duration_s"),
-        )
+        except SandboxDiedError:
+            if connection is not self._connection:
+                raise
+            return ExecResult(KILLED, ENDED_NOTE, b"", False, 0, 0.0)
+        return _exec_result(head, body)
 
     async def shell(self) -> WorkerShell:
+        await self._live()
         if self._shell is None:
-            self._shell = WorkerShell(self._live(), self._policy.limits.output_bytes)
+            self._shell = WorkerShell(self._live, self._policy.limits.output_bytes)
         return self._shell
 
     async def close(self) -> None:
@@ -120,13 +121,18 @@ class WorkerSandbox:
             await connection.close()
             self._backend.tidy()
 
-    def _live(self) -> Connection:
-        if self._connection is None:
-            raise SandboxDiedError("the sandbox is not running; start it first")
-        return self._connection
+    async def _live(self) -> Connection:
+        async with self._reviving:
+            if self._connection is None:
+                raise SandboxDiedError("the sandbox is not running; start it first")
+            if self._connection.died:
+                await self._connection.close()
+                self._backend.tidy()
+                self._connection = await self._backend.launch(self._policy)
+            return self._connection
 
     async def _ask(self, head: Head, timeout_s: float, body: bytes = b"") -> tuple[Head, bytes]:
-        return await ask(self._live(), head, timeout_s, body)
+        return await ask(await self._live(), head, timeout_s, body)
 
 
 class WorkerShell:
@@ -137,35 +143,40 @@ class WorkerShell:
     FileError "ESRCH". Output has "\\n" line ends and keeps its escape sequences.
     """
 
-    def __init__(self, connection: Connection, max_output: int) -> None:
-        self._connection = connection
+    def __init__(self, live: Callable[[], Awaitable[Connection]], max_output: int) -> None:
+        self._live = live
         self._max_output = min(max_output, 8 << 20)
 
     async def run(self, command: str, timeout_s: float, on_output: OnOutput | None = None) -> ShellResult:
-        call = self._connection.send(self._request("run", timeout_s, on_output), _bytes_of(command), on_output)
+        connection = await self._live()
+        call = connection.send(self._request("run", timeout_s, on_output), _bytes_of(command), on_output)
         try:
             return _shell_result(*await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S))
         except asyncio.CancelledError:
-            self._connection.send(self._request("interrupt", 0.0, None), b"", None)
+            connection.send(self._request("interrupt", 0.0, None), b"", None)
             await _settle(call.answer)
             raise
         except TimeoutError as error:
             raise SandboxDiedError(f"the worker was silent {END_TIMEOUT_S} s after the command's time") from error
+        except SandboxDiedError:
+            # Fails again when the sandbox was closed rather than killed.
+            await self._live()
+            return ShellResult(KILLED, ENDED_NOTE, "", 0, 0.0, "")
 
     async def send(self, text: str, wait_s: float, job_id: str = "") -> ShellResult:
         request = self._request("send", wait_s, None) | {"job_id": job_id}
-        return _shell_result(*await ask(self._connection, request, wait_s + END_TIMEOUT_S, _bytes_of(text)))
+        return _shell_result(*await ask(await self._live(), request, wait_s + END_TIMEOUT_S, _bytes_of(text)))
 
     async def interrupt(self) -> None:
         """^C to what runs in the current shell; SIGKILL follows where that does not help."""
-        await ask(self._connection, self._request("interrupt", 0.0, None), END_TIMEOUT_S)
+        await ask(await self._live(), self._request("interrupt", 0.0, None), END_TIMEOUT_S)
 
     async def resize(self, rows: int, columns: int) -> None:
-        await ask(self._connection, self._request("resize", 0.0, None), END_TIMEOUT_S, f"{rows} {columns}".encode())
+        await ask(await self._live(), self._request("resize", 0.0, None), END_TIMEOUT_S, f"{rows} {columns}".encode())
 
     async def restart(self) -> None:
         """End every command and job; the folder stays, exported variables are gone."""
-        await ask(self._connection, self._request("restart", 0.0, None), END_TIMEOUT_S)
+        await ask(await self._live(), self._request("restart", 0.0, None), END_TIMEOUT_S)
 
     def _request(self, action: str, wait_s: float, on_output: OnOutput | None) -> Head:
         return {
@@ -194,6 +205,18 @@ async def _settle(answer: asyncio.Future[tuple[Head, bytes]]) -> None:
 
 def _bytes_of(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
+
+
+def _exec_result(head: Head, body: bytes) -> ExecResult:
+    split = integer_of(head, "stdout_bytes")
+    return ExecResult(
+        exit_code=None if head.get("exit_code") is None else integer_of(head, "exit_code"),
+        output=body[:split],
+        stderr=body[split:],
+        timed_out=flag_of(head, "timed_out"),
+        dropped_bytes=integer_of(head, "dropped_bytes"),
+        duration_s=number_of(head, "duration_s"),
+    )
 
 
 def _stat_of(head: Head) -> FileStat:

@@ -49,6 +49,11 @@ class Connection:
         return self._process.pid
 
     @property
+    def died(self) -> bool:
+        """The worker is gone without having been asked to go."""
+        return bool(self._death)
+
+    @property
     def errors(self) -> str:
         """What the process wrote to stderr, its last lines."""
         return self._errors.decode(errors="replace").strip()

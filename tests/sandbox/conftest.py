@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.policy import Policy, Profile
@@ -83,7 +84,9 @@ def repository(workspace: Path) -> Path:
 def git(folder: Path, *arguments: str) -> str:
     """git on the host, as the user would run it afterwards."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
-    done = subprocess.run(["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=20, check=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=20, check=True
+    )
     return done.stdout
 
 
@@ -103,3 +106,28 @@ def processes_with(text: str) -> list[int]:
             if text.encode() in line:
                 found.append(int(entry.name))
     return found
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
+def found(folder: Path, pattern: str) -> list[Path]:
+    return list(folder.glob(pattern))
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def host(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    """A program on the host, to its end."""
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def background(*argv: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, stdout=subprocess.PIPE)

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import ExecResult, Sandbox
-
 from tests.sandbox.conftest import bash, processes_with
 
 # Leaves the session, the group and the parent behind, and empties its environment.

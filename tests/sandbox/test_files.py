@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox
-
-from tests.sandbox.conftest import Start, git
+from tests.sandbox.conftest import Start, git, names
 
 EVERY_BYTE = bytes(range(256)) * 300
 
@@ -39,7 +39,7 @@ async def test_write_refuses_a_file_that_changed_since_it_was_read(sandbox: Sand
         await sandbox.write("a.txt", b"two", expect_sha256=seen)
     assert (refused.value.code, refused.value.path) == ("STALE", "a.txt")
     assert (workspace / "a.txt").read_text() == "by another hand"
-    assert [path.name for path in workspace.iterdir()] == ["a.txt"]
+    assert names(workspace) == ["a.txt"]
 
 
 async def test_an_empty_expectation_creates_but_never_replaces(sandbox: Sandbox, workspace: Path) -> None:
@@ -73,7 +73,7 @@ async def test_writers_at_once_leave_one_whole_file(sandbox: Sandbox, workspace:
     contents = [bytes([65 + number]) * 200_000 for number in range(8)]
     await asyncio.gather(*(sandbox.write("contended", content) for content in contents))
     assert (workspace / "contended").read_bytes() in contents
-    assert [path.name for path in workspace.iterdir()] == ["contended"]
+    assert names(workspace) == ["contended"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ async def test_remove_takes_links_not_their_targets_and_spares_the_workspace(san
     await sandbox.remove("folder")
     with pytest.raises(FileError, match="workspace itself"):
         await sandbox.remove(".")
-    assert [path.name for path in workspace.iterdir()] == ["keep"]
+    assert names(workspace) == ["keep"]
 
 
 async def test_stat_tells_kinds_apart(sandbox: Sandbox, workspace: Path) -> None:
@@ -163,4 +163,4 @@ async def test_read_only_profile_reads_and_runs_but_writes_nothing(start: Start,
     assert refused.value.code in ("EROFS", "EACCES")
     result = await sandbox.exec(["sh", "-c", "echo x >b.txt; echo y >/tmp/scratch && cat /tmp/scratch"], timeout_s=10)
     assert result.output.endswith(b"y\n")
-    assert [path.name for path in workspace.iterdir()] == ["a.txt"]
+    assert names(workspace) == ["a.txt"]

@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
+
 from kcode_sandbox.client import WorkerShell
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox, ShellResult
-
 from tests.sandbox.conftest import Start, processes_with
 
 
@@ -44,7 +44,7 @@ async def test_it_is_a_terminal_without_echo_or_carriage_returns(shell: WorkerSh
 @pytest.mark.parametrize(
     ("command", "output"),
     [
-        ("cat <<'END'\nit's \"quoted\" $HOME\nEND", b"it's \"quoted\" $HOME\n"),
+        ("cat <<'END'\nit's \"quoted\" $HOME\nEND", b'it\'s "quoted" $HOME\n'),
         ("echo 'unclosed", b"unexpected EOF"),
         ("if", b"syntax error"),
         ("echo !! # not history", b"!!\n"),
@@ -65,7 +65,10 @@ async def test_any_text_is_a_command(shell: WorkerShell, command: str, output: b
 
 
 async def test_what_it_prints_cannot_end_a_command_early(shell: WorkerShell) -> None:
-    forged = r"printf '\036%s 0 /\036%s\n' aaaa aaaa; tr -d '\n' </proc/$$/environ; sleep 0.2; echo really; exit_code() { return 5; }; exit_code"
+    forged = (
+        r"printf '\036%s 0 /\036%s\036' aaaa aaaa; tr -d '\n' </proc/$$/environ; sleep 0.2;"
+        "echo really; exit_code() { return 5; }; exit_code"
+    )
     result = await shell.run(forged, 10)
     assert result.exit_code == 5
     assert result.output.endswith(b"really\n")
@@ -83,7 +86,7 @@ async def test_typing_ahead_is_not_a_command(shell: WorkerShell) -> None:
     waiting = await shell.run("sleep 1", 0.2)
     await shell.send("echo typed > typed.txt\n", 2)
     assert waiting.exit_code is None
-    assert await said(shell, "ls; cat -n </dev/null; read -t 0.1 line; echo \"$line\"") == b"\n"
+    assert await said(shell, 'ls; cat -n </dev/null; read -t 0.1 line; echo "$line"') == b"\n"
 
 
 async def test_a_slow_command_goes_on_as_a_job_and_the_shell_stays_free(shell: WorkerShell, workspace: Path) -> None:
@@ -139,9 +142,14 @@ async def test_cancelling_interrupts_the_command_and_keeps_the_shell(shell: Work
 
 
 async def test_cancelling_kills_what_ignores_the_interrupt(shell: WorkerShell) -> None:
-    task = asyncio.create_task(shell.run("""python3 -c 'import signal, time
+    task = asyncio.create_task(
+        shell.run(
+            """python3 -c 'import signal, time
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-time.sleep(31341)'""", 60))
+time.sleep(31341)'""",
+            60,
+        )
+    )
     await asyncio.sleep(0.5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -151,9 +159,7 @@ time.sleep(31341)'""", 60))
 
 
 @pytest.mark.parametrize(("command", "code"), [("exit 7", 7), ("exec true", 0), ("set -e; false", 1), ("kill -9 $$", 137)])
-async def test_a_shell_that_ends_is_replaced_with_a_notice(
-    shell: WorkerShell, workspace: Path, command: str, code: int
-) -> None:
+async def test_a_shell_that_ends_is_replaced_with_a_notice(shell: WorkerShell, workspace: Path, command: str, code: int) -> None:
     (workspace / "sub").mkdir()
     await shell.run("cd sub; export WORD=kept", 10)
     ended = await shell.run(command, 10)

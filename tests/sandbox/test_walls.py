@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
 from kcode_sandbox.errors import FileError, SandboxUnavailableError
 from kcode_sandbox.policy import Limits
 from kcode_sandbox.sandbox import Sandbox
-
-from tests.sandbox.conftest import SECRET, Start, bash
+from tests.sandbox.conftest import SECRET, Start, background, bash, contents, exists, found, host, names
 
 
 async def test_the_home_and_its_keys_cannot_be_read(walled: Sandbox, home: Path, workspace: Path) -> None:
@@ -25,7 +25,9 @@ async def test_the_home_and_its_keys_cannot_be_read(walled: Sandbox, home: Path,
         with pytest.raises(FileError) as refused:
             await walled.read(path)
         assert refused.value.code in ("ENOENT", "EACCES"), path
-    script = f"cat {key} link up/.ssh/id_ed25519 /proc/1/root{key} /proc/self/cwd/../home/.ssh/id_ed25519; find / -name id_ed25519"
+    script = (
+        f"cat {key} link up/.ssh/id_ed25519 /proc/1/root{key} /proc/self/cwd/../home/.ssh/id_ed25519; find / -name id_ed25519"
+    )
     assert SECRET.encode() not in (await bash(walled, script)).output
 
 
@@ -38,14 +40,18 @@ async def test_root_only_files_of_the_system_are_covered(walled: Sandbox) -> Non
 
 async def test_nothing_outside_can_be_written(walled: Sandbox, home: Path, workspace: Path, tmp_path: Path) -> None:
     (workspace / "out").symlink_to(home)
-    for path in (f"{home}/new", "out/new", "../new", "/etc/new", "/usr/bin/new", "/run/new", "/new"):
+    for path in ("/etc/new", "/usr/bin/new", "/run/new", "/run/kcode/bin/new", "/new", "/home/new"):
         with pytest.raises(FileError) as refused:
             await walled.write(path, b"x")
-        assert refused.value.code in ("EROFS", "EACCES", "ENOENT", "EPERM", "EEXIST"), (path, refused.value.code)
+        assert refused.value.code == "EROFS", (path, refused.value.code)
+    # The workspace of this test lies in /tmp, which is a private folder inside: these may succeed there.
+    for path in (f"{home}/new", "out/new", "../new"):
+        with contextlib.suppress(FileError):
+            await walled.write(path, b"x")
     await bash(walled, f"mkdir -p {home}; echo x > {home}/new; echo x > ../new; echo x > /etc/new; mount -o remount,rw,bind /usr")
-    assert sorted(path.name for path in home.iterdir()) == [".gitconfig", ".ssh"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "workspace"]
-    assert not Path("/etc/new").exists()
+    assert names(home) == [".gitconfig", ".ssh"]
+    assert names(tmp_path) == ["home", "workspace"]
+    assert not exists(Path("/etc/new"))
 
 
 async def test_swapping_links_under_the_writer_never_leads_outside(walled: Sandbox, home: Path, workspace: Path) -> None:
@@ -53,18 +59,15 @@ async def test_swapping_links_under_the_writer_never_leads_outside(walled: Sandb
     victim.mkdir()
     (victim / "file").write_text("untouched")
     (workspace / "real").mkdir()
+    (workspace / "d").symlink_to("real")
     swapper = f"while :; do ln -sfn {victim} d; ln -sfn real d; done"
     swapping = asyncio.create_task(bash(walled, swapper, timeout_s=3))
-    outcomes: set[str] = set()
+    places: set[str] = set()
     while not swapping.done():
-        try:
-            await walled.write("d/file", b"changed")
-            outcomes.add("written")
-        except FileError as error:
-            outcomes.add(error.code)
-    assert "written" in outcomes
-    assert len(outcomes) > 1, "the race was never run"
-    assert {path.name: path.read_text() for path in victim.iterdir()} == {"file": "untouched"}
+        with contextlib.suppress(FileError):
+            places.add((await walled.write("d/file", b"changed")).path)
+    assert places == {f"{victim}/file", f"{workspace}/real/file"}, "the race was never run"
+    assert contents(victim) == {"file": "untouched"}
 
 
 async def test_the_network_is_out_of_reach(walled: Sandbox, workspace: Path) -> None:
@@ -113,9 +116,7 @@ for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     assert (await walled.exec(["python3", "-c", code], timeout_s=10)).output == b"b'hi'\nb'hi'\n"
 
 
-async def test_no_process_inside_holds_a_secret(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_process_inside_holds_a_secret(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KCODE_TEST_TOKEN", SECRET)
     sandbox = await start()
     result = await bash(sandbox, "env; cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'; ls /proc/*/fd/")
@@ -124,12 +125,17 @@ async def test_no_process_inside_holds_a_secret(
 
 
 async def test_processes_outside_are_neither_seen_nor_killed(walled: Sandbox) -> None:
-    with subprocess.Popen(["sleep", "60"]) as outsider:
-        result = await bash(walled, f"kill -9 {outsider.pid}; kill -9 -1; cat /proc/{outsider.pid}/cmdline")
-        assert outsider.poll() is None
-        outsider.kill()
-    assert result.exit_code != 0
-    assert b"sleep" not in result.output
+    with background("sleep", "60") as outsider:
+        try:
+            listed = await bash(walled, f"kill -9 {outsider.pid}; ps axo args | grep -c 'sleep 6[0]'")
+            killed = await bash(walled, "kill -9 -1; sleep 5")
+            alive = outsider.poll() is None
+        finally:
+            outsider.kill()
+    assert alive
+    assert b"No such process" in listed.output
+    assert listed.output.endswith(b"\n0\n")
+    assert killed.exit_code in (137, 0)
 
 
 async def test_privileges_are_gone_and_stay_gone(walled: Sandbox) -> None:
@@ -140,7 +146,7 @@ async def test_privileges_are_gone_and_stay_gone(walled: Sandbox) -> None:
         "mount -t tmpfs none /tmp",
         "umount /etc",
         "mount -o remount,bind,rw /",
-        "chroot / true",
+        "/usr/sbin/chroot / true",
         "echo x > /proc/sys/kernel/core_pattern",
         "echo c > /proc/sysrq-trigger",
         "mknod disk b 8 0 && dd if=disk of=/dev/null count=1",
@@ -196,23 +202,29 @@ async def test_memory_files_and_scratch_space_are_bounded(start: Start) -> None:
 
 
 async def test_only_three_descriptors_reach_a_command(walled: Sandbox) -> None:
-    assert (await bash(walled, "ls /proc/$$/fd")).output.split() == [b"0", b"1", b"2"]
+    assert (await bash(walled, "ls /proc/$$/fd; true")).output.split() == [b"0", b"1", b"2"]
 
 
 async def test_the_worker_cannot_be_taken_over(walled: Sandbox) -> None:
-    attack = "for p in /proc/[0-9]*; do [ -e $p/fd/3 ] && ls $p/fd; head -c 10 $p/mem; done 2>/dev/null | wc -c; ls -l /proc/2/fd/0"
+    attack = (
+        "for p in /proc/[0-9]*; do [ -e $p/fd/3 ] && ls $p/fd; head -c 10 $p/mem; done 2>/dev/null | wc -c; ls -l /proc/2/fd/0"
+    )
     result = await bash(walled, attack)
     assert result.output.startswith(b"0\n"), result.output
 
 
 async def test_private_folders_are_writable_and_vanish(walled: Sandbox) -> None:
-    result = await bash(walled, "for d in ~ /tmp /var/tmp /dev/shm $TMPDIR; do echo $RANDOM > $d/kcode-trace || exit 1; done; echo $HOME")
+    result = await bash(
+        walled, "for d in ~ /tmp /var/tmp /dev/shm $TMPDIR; do echo $RANDOM > $d/kcode-trace || exit 1; done; echo $HOME"
+    )
     assert (result.exit_code, result.output) == (0, b"/home/kcode\n")
-    assert not Path("/tmp/kcode-trace").exists()
+    assert not exists(Path("/tmp/kcode-trace"))
 
 
 async def test_tools_of_a_developer_work(walled: Sandbox, workspace: Path) -> None:
-    (workspace / "test_sum.py").write_text("import multiprocessing\n\ndef test_sum():\n    with multiprocessing.Pool(2) as p: assert sum(p.map(abs, [-1, 2])) == 3\n")
+    (workspace / "test_sum.py").write_text(
+        "import multiprocessing\n\ndef test_sum():\n    with multiprocessing.Pool(2) as p: assert sum(p.map(abs, [-1, 2])) == 3\n"
+    )
     (workspace / "a.c").write_text("int main(void) { return 42; }\n")
     result = await walled.exec(["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_sum.py"], timeout_s=60)
     assert b"1 passed" in result.output, result.output
@@ -229,12 +241,12 @@ async def test_tools_of_a_developer_work(walled: Sandbox, workspace: Path) -> No
 
 
 async def test_a_venv_in_the_workspace_runs_but_cannot_be_planted(start: Start, workspace: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", workspace / ".venv"], check=True, timeout=60)
+    host(sys.executable, "-m", "venv", "--without-pip", workspace / ".venv")
     sandbox = await start()
     assert (await bash(sandbox, ".venv/bin/python -c 'print(1)'")).output == b"1\n"
     await bash(sandbox, "echo evil > .venv/bin/pytest; mv .venv v2; echo 'import os' > .venv/lib/python3*/site-packages/x.pth")
-    assert not (workspace / ".venv/bin/pytest").exists()
-    assert not list(workspace.glob(".venv/lib/*/site-packages/x.pth"))
+    assert not exists(workspace / ".venv/bin/pytest")
+    assert not found(workspace, ".venv/lib/*/site-packages/x.pth")
 
 
 @pytest.mark.parametrize("folder", ["/", "/usr", "/tmp", "home", "link", "missing"])
