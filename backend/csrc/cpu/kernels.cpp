@@ -8,6 +8,9 @@
 #if defined(KC_ISA_AVX512VNNI) && defined(KC_EMULATE_AVX512)
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
+// SIMDe 0.7.4 gives this alias the arguments of the masked form.
+#undef _mm512_madd_epi16
+#define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)
 #elif KC_X86 && !defined(KC_ISA_PORTABLE)
 #include <immintrin.h>
 #endif

@@ -127,8 +127,8 @@ def test_wrong_arguments_are_named_with_their_numbers() -> None:
     slots = torch.tensor([0, 1, 64], dtype=torch.int32)
     with pytest.raises(ValueError, match=r"slots 0\.\.64 are outside of the cache's 64"):
         ops.store_kv(k, k, cache, cache, slots)
+    wide, large = torch.zeros(4, 16, 4, 32).half(), torch.zeros(1, 16, 1, 320).half()
     with pytest.raises(ValueError, match="6 query heads are not a multiple of 4"):
-        wide = torch.zeros(4, 16, 4, 32).half()
         ops.paged_attention(q, wide, wide, *_one_sequence(3, 3, 4), 1.0)
     with pytest.raises(ValueError, match="sequence 0: 3 queries, context 65, 4 blocks of 16"):
         ops.paged_attention(q, cache, cache, *_one_sequence(3, 65, 4), 1.0)
@@ -137,7 +137,6 @@ def test_wrong_arguments_are_named_with_their_numbers() -> None:
     with pytest.raises(ValueError, match="seq_starts must run from 0 to 3"):
         ops.paged_attention(q, cache, cache, *_one_sequence(2, 5, 4), 1.0)
     with pytest.raises(ValueError, match="at most 256"):
-        large = torch.zeros(1, 16, 1, 320).half()
         ops.paged_attention(torch.zeros(1, 1, 320), large, large, *_one_sequence(1, 1, 1), 1.0)
     with pytest.raises(ValueError, match=r"positions 0\.\.9 are outside of the table's 9"):
         ops.rope_(q, k, torch.tensor([0, 1, 9], dtype=torch.int32), torch.zeros(9, 32))
