@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import log
 
 from kcode.errors import EngineDied, ModelError
 from kcode.guided import rewrite
@@ -19,6 +20,7 @@ from kcode.loop import work
 from kcode.model import TextModel
 from kcode.repomap import load_sources
 from kcode.steps import Ending, Steps
+from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.testing.report import TestReport
 from kcode_sandbox.sandbox import Sandbox
@@ -30,6 +32,8 @@ FIRST_TIMEOUT_S = 300
 MIN_TIMEOUT_S = 20
 RESAMPLES = 2
 POOR_GAIN = -2.0
+# So clear that the other suspects need not be read.
+CLEAR_GAIN = 8.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,6 @@ class Guided:
     sandbox: Sandbox
     seed: int = 0
     attempts: int = 0
-    failing: list[str] = field(default_factory=list)
 
     async def drive(self, steps: Steps, text: str) -> Ending:
         self.attempts = 0
@@ -71,10 +74,18 @@ class Guided:
                 if report is not None and report.ok:
                     return Ending("finished", "the tests pass", self._success(repair, before, report), self.attempts)
                 await steps.restore(snapshot)
+                self._forget_reads(steps)
                 steps.rewind(mark)
                 steps.take_steering()
         reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
         return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {before.counts}.", self.attempts)
+
+    @staticmethod
+    def _forget_reads(steps: Steps) -> None:
+        """The restored files are not those the tools last saw; nobody else changed them."""
+        for tool in steps.tools:
+            if isinstance(tool, RewriteFunctionTool):
+                tool.files.forget()
 
     async def _try(self, steps: Steps, repair: Repair, timeout_s: int) -> TestReport | None:
         """Apply the repair and run the tests; None when it could not be applied."""
@@ -130,9 +141,10 @@ class Guided:
                 raise
             except ModelError as error:
                 steps.notice("warning", f"{suspect.label} was not scored: {error}")
-            if found and max(proposal.gain for proposal in found) >= ENOUGH_GAIN:
+            if found and max(proposal.gain for proposal in found) >= CLEAR_GAIN:
                 break
-        return sorted(found, key=lambda proposal: -proposal.gain)
+        heaviest = max(suspect.weight for suspect in suspects)
+        return sorted(found, key=lambda proposal: -proposal.gain - log(proposal.suspect.weight / heaviest))
 
     async def _rewrite(self, steps: Steps, suspect: Suspect, number: int, tried: set[str]) -> Repair | None:
         """A version of the suspect by the model that was not tried yet; None when it only repeats itself."""

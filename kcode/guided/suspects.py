@@ -15,10 +15,10 @@ FRAME_WEIGHT = 6.0
 # The innermost frame is where it broke; the callers above it are less likely each.
 FRAME_DECAY = 0.6
 USED_WEIGHT = 4.0
-CALLED_WEIGHT = 1.5
+# What a suspect calls is suspected with this share of its weight.
+CALLED_SHARE = 0.5
 MENTION_WEIGHT = 8.0
 MAX_FUNCTION_LINES = 120
-MAX_TESTS_READ = 4
 
 Weights = defaultdict[tuple[str, str], float]
 """Per file and qualified name."""
@@ -39,8 +39,7 @@ class Suspect:
     @property
     def code(self) -> str:
         """The definition, decorators included."""
-        data = self.file.text.encode()
-        return data[self.symbol.start_byte : self.symbol.end_byte].decode()
+        return source_of(self.file, self.symbol)
 
     @property
     def label(self) -> str:
@@ -59,8 +58,8 @@ def find_suspects(files: Sequence[SourceFile], task: str, failing: Sequence[Fail
     mentioned = words_of(task)
     used = used_by_tests(by_path, failing)
     weights: Weights = defaultdict(float)
-    for test in failing[:MAX_TESTS_READ]:
-        weight = FRAME_WEIGHT
+    for test in failing:
+        weight = FRAME_WEIGHT / len(failing)
         for frame in reversed(test.frames):
             symbol = at_line(by_path.get(frame.path), frame.line)
             if symbol is not None and not TEST_PATH.search(frame.path):
@@ -96,12 +95,36 @@ def at_line(file: SourceFile | None, line: int) -> Symbol | None:
     return min(around, key=lambda symbol: symbol.end_line - symbol.start_line, default=None)
 
 
-def used_by_tests(by_path: dict[str, SourceFile], failing: Sequence[FailingTest]) -> Counter[str]:
-    """The names in the failing tests' own code, counted once a test."""
-    used: Counter[str] = Counter()
-    for test in failing[:MAX_TESTS_READ]:
-        used.update(set(WORD.findall(test_source(by_path, test.frames) or test.message)))
-    return used
+def used_by_tests(by_path: dict[str, SourceFile], failing: Sequence[FailingTest]) -> dict[str, float]:
+    """How much each name speaks for the failing tests, from 0 to 1: its share of them against its share of the passing ones."""
+    failed = [test_source(by_path, test.frames) or test.message for test in failing]
+    places = {
+        (frame.path, symbol.start_line)
+        for test in failing
+        for frame in test.frames
+        if (symbol := at_line(by_path.get(frame.path), frame.line))
+    }
+    passed = [
+        source_of(file, symbol)
+        for path in {frame.path for test in failing for frame in test.frames}
+        if TEST_PATH.search(path) and (file := by_path.get(path))
+        for symbol in functions(file)
+        if symbol.name.lower().startswith("test") and (path, symbol.start_line) not in places
+    ]
+    in_failed, in_passed = shares(failed), shares(passed)
+    return {name: share / (share + in_passed.get(name, 0.0)) for name, share in in_failed.items()}
+
+
+def shares(sources: Sequence[str]) -> dict[str, float]:
+    """The part of the sources that each name stands in."""
+    counts: Counter[str] = Counter()
+    for source in sources:
+        counts.update(set(WORD.findall(source)))
+    return {name: count / len(sources) for name, count in counts.items()}
+
+
+def source_of(file: SourceFile, symbol: Symbol) -> str:
+    return file.text.encode()[symbol.start_byte : symbol.end_byte].decode()
 
 
 def test_source(by_path: dict[str, SourceFile], frames: Sequence[Frame]) -> str:
@@ -112,14 +135,14 @@ def test_source(by_path: dict[str, SourceFile], frames: Sequence[Frame]) -> str:
             continue
         symbol = at_line(file, frame.line)
         if symbol is not None:
-            return file.text.encode()[symbol.start_byte : symbol.end_byte].decode()
+            return source_of(file, symbol)
         lines = file.text.split("\n")
         return "\n".join(lines[max(0, frame.line - 6) : frame.line + 1])
     return ""
 
 
-def static_weight(file: SourceFile, symbol: Symbol, used: Counter[str], mentioned: set[str]) -> float:
-    weight = USED_WEIGHT * min(used[symbol.name], 2)
+def static_weight(file: SourceFile, symbol: Symbol, used: dict[str, float], mentioned: set[str]) -> float:
+    weight = USED_WEIGHT * used.get(symbol.name, 0.0)
     if symbol.name in mentioned or symbol.qualified in mentioned:
         weight += MENTION_WEIGHT
     if weight and is_mentioned(file.path, mentioned):
@@ -130,14 +153,15 @@ def static_weight(file: SourceFile, symbol: Symbol, used: Counter[str], mentione
 def spread_to_callees(files: Sequence[SourceFile], weights: Weights) -> None:
     """What a suspect calls is suspect too, less so: the assertion names the front door, the mistake may be behind it."""
     for _ in range(2):
-        calls: Counter[str] = Counter()
+        called: dict[str, float] = {}
         for file in files:
             for symbol in functions(file):
                 weight = weights[file.path, symbol.qualified]
-                if weight >= USED_WEIGHT:
+                if weight > 0:
                     body = file.text.encode()[symbol.core_byte : symbol.end_byte].decode()
-                    calls.update(dict.fromkeys(set(WORD.findall(body)) - {symbol.name}, 1))
+                    for word in set(WORD.findall(body)) - {symbol.name}:
+                        called[word] = max(called.get(word, 0.0), CALLED_SHARE * weight)
         for file in files:
             for symbol in functions(file):
-                if calls[symbol.name] and weights[file.path, symbol.qualified] < USED_WEIGHT:
-                    weights[file.path, symbol.qualified] += CALLED_WEIGHT * calls[symbol.name]
+                key = (file.path, symbol.qualified)
+                weights[key] = max(weights[key], called.get(symbol.name, 0.0))

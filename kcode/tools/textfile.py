@@ -102,6 +102,10 @@ class ReadFiles:
     def note(self, path: str, sha256: str) -> None:
         self.seen[path] = sha256
 
+    def forget(self) -> None:
+        """After the tree was brought back to a snapshot: every file counts as never seen."""
+        self.seen.clear()
+
     def knows(self, path: str) -> bool:
         return path in self.seen
 
