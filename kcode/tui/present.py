@@ -54,6 +54,7 @@ class Presenter:
         self._thinking_began = 0.0
         self._writing: dict[int, Call] = {}
         self._running: dict[str, Call] = {}
+        self._last_notice = ""
 
     def greet(self, workspace: str, sandbox: str) -> None:
         self._transcript.add(Remark("◆", f"kcode in {workspace} · {sandbox}", "accent"))
@@ -87,6 +88,7 @@ class Presenter:
                 self._finish_call(event)
             case Notice(level=level, text=text):
                 sign, tone = NOTICES[level]
+                self._last_notice = text
                 self._transcript.add(Remark(sign, text, tone))
             case TurnFinished():
                 self._end_turn(event)
@@ -110,6 +112,10 @@ class Presenter:
         for call in calls.values():
             call.stop()
         self._transcript.add(*blocks)
+
+    def ask(self) -> None:
+        """The person is asked; the next event says that it is over."""
+        self._activity.show(Doing("Waiting for your answer"))
 
     def stop(self) -> None:
         """The turn ended without its last event: nothing is growing any more."""
@@ -185,7 +191,8 @@ class Presenter:
     def _end_turn(self, event: TurnFinished) -> None:
         self.stop()
         more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
-        self._transcript.add(_end(event.status, event.reason, event.usage, more))
+        reason = "" if event.reason == self._last_notice else event.reason
+        self._transcript.add(_end(event.status, reason, event.usage, more))
 
     def _close_thinking(self) -> None:
         if self._thinking is not None:
@@ -230,8 +237,16 @@ def _end(status: TurnStatus, reason: str, usage: Usage, more: list[str]) -> Rema
     facts = [
         words if status == "finished" or not reason else f"{words}: {reason}",
         *more[:1],
-        f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
-        f"{usage.completion_tokens:,} written",
+        *_tokens(usage),
         *more[1:],
     ]
     return Remark(sign, " · ".join(facts), tone)
+
+
+def _tokens(usage: Usage) -> list[str]:
+    if usage == Usage():
+        return []
+    return [
+        f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
+        f"{usage.completion_tokens:,} written",
+    ]

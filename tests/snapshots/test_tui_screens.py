@@ -7,6 +7,7 @@ from typing import Protocol
 import pytest
 from textual.app import App
 from textual.pilot import Pilot
+from textual.widgets import OptionList
 
 from kcode.approval import Question
 from kcode.events import CallOutput, CallStarted, DiffDisplay, PlainDisplay, StepStarted, TestsDisplay, TextPiece
@@ -117,6 +118,8 @@ def test_first_run(snap_compare: Compare) -> None:
 
     async def prepare(pilot: Pilot[None]) -> None:
         await until(app, "qwen3-30b-a3b")
+        await until(app, lambda: app.screen.query_one(OptionList).highlighted == 0)
+        await pilot.pause()
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
 

@@ -218,6 +218,7 @@ class ChatScreen(Screen[None]):
             if not answer.done():
                 answer.set_result(reply)
 
+        self._presenter.ask()
         self.app.bell()
         await self.app.push_screen(screen, settle)
         try:
