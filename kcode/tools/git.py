@@ -63,7 +63,7 @@ class GitTool:
 
     async def execute(self, arguments: GitArguments) -> Outcome:
         command = command_line(arguments)
-        identity = () if arguments.command != "commit" or await self.has_identity() else FALLBACK_IDENTITY
+        identity = FALLBACK_IDENTITY if arguments.command == "commit" and not await self.has_identity() else ()
         result = await self.sandbox.exec(
             ["git", "--no-pager", *CONFIG, *identity, *command], timeout_s=TIMEOUT_S, environment=ENVIRONMENT
         )
@@ -73,6 +73,8 @@ class GitTool:
         if result.exit_code != 0:
             raise Refusal(output.removeprefix("fatal: ") or f"git {arguments.command} ended with exit code {result.exit_code}")
         text = await self.outputs.bounded(output or silence(arguments), "git")
+        if identity:
+            text += "\n[committed as kcode <kcode@localhost>: no git identity is set where the sandbox can see it]"
         return Outcome(text, PlainDisplay(text))
 
     async def has_identity(self) -> bool:

@@ -24,6 +24,8 @@ PUNCTUATION = str.maketrans(
         "\ufeff": None,
     }
 )
+# About half a second of comparing.
+MAX_COMPARISONS = 1_000_000
 WORD = re.compile(r"\w+|[^\w\s]")
 
 
@@ -185,16 +187,21 @@ def carried(present: list[str], pattern: Pattern, adapt: Callable[[str], str]) -
 def closest(lines: list[str], old: list[str]) -> Closest:
     """The window of as many lines as `old` whose lines share most words with its lines, place by place."""
     wanted = [frozenset(WORD.findall(line)) for line in old]
+    if len(lines) * len(old) > MAX_COMPARISONS:
+        # Only the wordiest lines of `old` are compared: they tell places apart best.
+        kept = sorted(range(len(old)), key=lambda index: -len(wanted[index]))[: max(MAX_COMPARISONS // len(lines), 1)]
+        wanted = [words if index in kept else frozenset() for index, words in enumerate(wanted)]
     have = [frozenset(WORD.findall(line)) for line in lines]
-    weights = [max(len(words), 1) for words in wanted]
+    weights = [len(words) for words in wanted]
     best, best_first = 0.0, 0
     size = min(len(old), len(lines))
+    offsets = [offset for offset in range(size) if wanted[offset]]
     for first in range(len(lines) - size + 1):
         score = 0.0
-        for offset in range(size):
+        for offset in offsets:
             one, other = wanted[offset], have[first + offset]
-            if one and other:
+            if other:
                 score += weights[offset] * len(one & other) / len(one | other)
         if score > best:
             best, best_first = score, first
-    return Closest(best_first + 1, best_first + size, best / sum(weights))
+    return Closest(best_first + 1, best_first + size, best / max(sum(weights), 1))

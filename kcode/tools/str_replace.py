@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from kcode.tools.edited import write_edit
@@ -17,6 +19,7 @@ MISSES_BEFORE_REWRITE = 2
 MIN_SIMILARITY = 0.25
 REGION_MARGIN = 2
 MAX_REGION_LINES = 60
+NUMBERED = re.compile(r"^\s*\d+(?:\t|: ?|\| ?| {2,})")
 
 
 class StrReplaceArguments(BaseModel):
@@ -63,7 +66,7 @@ class StrReplaceTool:
                 raise Refusal(ambiguity(found, arguments.path))
             case Closest():
                 self.misses[file.path] = self.misses.get(file.path, 0) + 1
-                raise Refusal(miss(file, found, self.misses[file.path]))
+                raise Refusal(miss(file, found, self.misses[file.path]) + numbers_hint(old))
 
     async def apply(self, file: OpenFile, found: Match) -> Outcome:
         content = file.content.replaced([(start, end, found.new) for start, end in found.spans])
@@ -76,6 +79,14 @@ class StrReplaceTool:
         if found.rung != "exact":
             headline += f" The text matched only after adapting {found.rung}; check the result:"
         return await write_edit(self.sandbox, self.files, file, content, headline, (first, last))
+
+
+def numbers_hint(old: str) -> str:
+    """The commonest slip: the line numbers that read shows were copied too."""
+    lines = [line for line in old.split("\n") if line]
+    if lines and all(NUMBERED.match(line) for line in lines):
+        return "\nLeave out the line numbers at the start of each line."
+    return ""
 
 
 def ambiguity(found: Ambiguous, path: str) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from kcode.tools.testing.report import TestReport
 from kcode.tools.testing.run import run_project_tests
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.policy import Policy
@@ -16,15 +15,6 @@ from kcode_sandbox.policy import Policy
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted(path.name for path in (ROOT / "examples").iterdir() if path.is_dir())
 FIXES = ROOT / "tests" / "data" / "example_fixes"
-
-
-async def run_tests(folder: Path) -> TestReport:
-    sandbox = open_sandbox(Policy(folder))
-    await sandbox.start()
-    try:
-        return await run_project_tests(sandbox, None, timeout_s=60)
-    finally:
-        await sandbox.close()
 
 
 def test_there_are_python_and_javascript_examples() -> None:
@@ -52,15 +42,19 @@ async def test_example_fails_before_and_passes_after_its_fix(name: str, tmp_path
         pytest.skip("node is not installed")
     project = copy_example(name, tmp_path)
     before = tree(project)
+    sandbox = open_sandbox(Policy(project))
+    await sandbox.start()
+    try:
+        broken = await run_project_tests(sandbox, None, timeout_s=60)
+        apply_fix(name, project)
+        fixed = await run_project_tests(sandbox, None, timeout_s=60)
+    finally:
+        await sandbox.close()
 
-    broken = await run_tests(project)
     assert broken.problem == ""
     assert broken.errors + broken.failed >= 1
     assert broken.passed >= 2
     assert all(test.frames for test in broken.failing)
-
-    apply_fix(name, project)
-    fixed = await run_tests(project)
     assert fixed.ok, fixed.text()
     assert fixed.passed == broken.passed + broken.failed + broken.errors
     assert tree(project) == before, "the tests left files behind"

@@ -69,6 +69,12 @@ async def test_a_miss_shows_the_closest_lines_and_the_second_one_offers_a_rewrit
     assert "write it whole with create" in second.text
 
 
+async def test_copied_line_numbers_are_pointed_out(call: Call, workspace: Path) -> None:
+    put(workspace, "a.py", SOURCE)
+    shown = (await call("read", path="a.py", limit=2)).text.split("\n[")[0]
+    assert "Leave out the line numbers" in (await call("str_replace", path="a.py", old=shown, new="x")).text
+
+
 async def test_two_occurrences_are_named_by_line(call: Call, workspace: Path) -> None:
     put(workspace, "a.py", "x = 1\ny = 2\nx = 1\n")
     outcome = await call("str_replace", path="a.py", old="x = 1", new="x = 3")

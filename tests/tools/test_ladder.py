@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -119,3 +121,13 @@ def test_a_missing_final_newline_is_no_obstacle(text: str) -> None:
     assert edited(text, "x = 1\n" if text.endswith("\n") else "x = 1", "x = 2\n" if text.endswith("\n") else "x = 2")[
         1
     ] == text.replace("1", "2")
+
+
+def test_a_miss_in_a_huge_file_is_found_quickly() -> None:
+    lines = [f"value_{number} = compute({number})" for number in range(60_000)]
+    old = "\n".join([*lines[40_000:40_040], "value = something else entirely"])
+    started = time.monotonic()
+    found = locate("\n".join(lines), old, "x")
+    assert time.monotonic() - started < 20
+    assert isinstance(found, Closest)
+    assert found.first_line == 40_001

@@ -40,10 +40,10 @@ async def test_long_output_is_cut_and_kept_in_a_file(call: Call) -> None:
 
 
 async def test_a_slow_command_goes_on_in_the_background(call: Call, workspace: Path) -> None:
-    outcome = await call("bash", command="sleep 2; echo done > late.txt", timeout_s=1)
+    outcome = await call("bash", command="sleep 1.5; echo done > late.txt", timeout_s=1)
     assert "still running after 1 s" in outcome.text
     assert not outcome.is_error
-    assert (await call("bash", command="sleep 2; cat late.txt")).text.endswith("done")
+    assert (await call("bash", command="until [ -s late.txt ]; do sleep 0.1; done; cat late.txt")).text.endswith("done")
 
 
 async def test_output_is_shown_while_it_comes(sandbox: Sandbox) -> None:

@@ -114,9 +114,23 @@ async def python_plan(sandbox: Sandbox, paths: Sequence[str], wanted: Wanted) ->
         return NoPlan(target)
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "PY_COLORS": "0"}
     quiet |= {"HYPOTHESIS_STORAGE_DIRECTORY": f"{wanted.scratch}/hypothesis", "COVERAGE_FILE": f"{wanted.scratch}/coverage"}
+    if folders := await import_folders(sandbox, set(paths)):
+        inherited = dict(sandbox.policy.environment).get("PYTHONPATH")
+        quiet["PYTHONPATH"] = ":".join([*folders, *([inherited] if inherited else [])])
     if has_pytest:
         return pytest_plan(python, target, wanted, quiet)
     return plain_plan(python, target, paths, wanted, quiet)
+
+
+async def import_folders(sandbox: Sandbox, known: set[str]) -> list[str]:
+    """Where the project's own packages are besides its top: a `src` that is no package, and pytest's `pythonpath`."""
+    names: list[str] = []
+    if any(path.startswith("src/") and path.endswith(".py") for path in known) and "src/__init__.py" not in known:
+        names.append("src")
+    if "pyproject.toml" in known:
+        found = re.search(r"^pythonpath\s*=\s*(.+)$", await text_of(sandbox, "pyproject.toml"), re.MULTILINE)
+        names += re.findall(r"[\"']([^\"']+)[\"']", found[1]) if found else []
+    return [f"{sandbox.policy.workspace}/{name}" for name in dict.fromkeys(names)]
 
 
 def pytest_plan(python: str, target: PythonTarget, wanted: Wanted, environment: dict[str, str]) -> TestPlan:
@@ -194,10 +208,13 @@ async def node_plan(sandbox: Sandbox, known: set[str], wanted: Wanted) -> TestPl
     native = NODE_TEST.match(script.strip())
     target = [wanted.target] if wanted.target else []
     if native is not None or not script:
-        given = native["rest"].split() if native is not None else []
         named = ["--test-name-pattern", wanted.pattern] if wanted.pattern else []
-        argv = ("node", "--test", "--test-reporter=tap", *named, *(target or given))
-        return TestPlan("node", argv, " ".join(["node --test", *named, *(target or given)]), environment)
+        given = native["rest"].strip() if native is not None and not target else ""
+        argv: tuple[str, ...] = ("node", "--test", "--test-reporter=tap", *named, *target)
+        if given:
+            # The script's own words may hold globs and quotes, which are for a shell.
+            argv = ("sh", "-c", f'exec "$@" {given}', "sh", *argv)
+        return TestPlan("node", argv, " ".join(["node --test", *named, *target, *([given] if given else [])]), environment)
     program = "pnpm" if "pnpm-lock.yaml" in known else "yarn" if "yarn.lock" in known else "npm"
     pattern = ["-t", wanted.pattern] if wanted.pattern and re.search(r"\b(?:jest|vitest)\b", script) else []
     extra = [*target, *pattern]

@@ -113,6 +113,14 @@ async def test_plain_functions_without_pytest_show_both_sides(plain_sandbox: San
     assert (named.passed, named.failed) == (0, 1)
 
 
+async def test_packages_below_src_are_found(plain_sandbox: Sandbox, workspace: Path) -> None:
+    write(workspace, {"src/halves.py": CODE, "tests/test_half.py": FUNCTIONS})
+    assert (await run_project_tests(plain_sandbox, None, 60)).passed == 2
+    (workspace / "src").rename(workspace / "lib")
+    write(workspace, {"pyproject.toml": "[tool.pytest.ini_options]\npythonpath = ['lib']\n"})
+    assert (await run_project_tests(plain_sandbox, None, 60)).passed == 2
+
+
 async def test_what_needs_pytest_says_so(plain_sandbox: Sandbox, workspace: Path) -> None:
     write(workspace, {"test_a.py": "import pytest\n", "test_b.py": "def test_b(tmp_path, capsys):\n    pass\n"})
     report = await run_project_tests(plain_sandbox, None, 60)
@@ -164,7 +172,7 @@ async def test_node_and_its_source_lines(sandbox: Sandbox, workspace: Path) -> N
         "const test = require('node:test');\nconst assert = require('node:assert');\n"
         "test('sums', () => {\n  assert.strictEqual(1 + 1, 3);\n});\n"
     )
-    write(workspace, {"package.json": json.dumps({"scripts": {"test": "node --test"}}), "sum.test.js": test})
+    write(workspace, {"package.json": json.dumps({"scripts": {"test": "node --test *.test.js"}}), "sum.test.js": test})
     report = await run_project_tests(sandbox, None, 60)
     assert (report.passed, report.failed) == (0, 1)
     assert report.failing[0].frames == (Frame("sum.test.js", 4, "", "assert.strictEqual(1 + 1, 3);"),)
