@@ -29,11 +29,28 @@ void read_k_scales(const uint8_t *s, Block &block) {
     }
 }
 
+// Bytes are handled eight or four at a time: packing a model must take seconds.
+constexpr uint64_t NIBBLES = 0x0f0f0f0f0f0f0f0full, ONES = 0x0101010101010101ull, PAIRS = 0x0303030303030303ull;
+
+inline uint64_t load64(const uint8_t *p) {
+    uint64_t word;
+    memcpy(&word, p, 8);
+    return word;
+}
+inline void store64(uint8_t *p, uint64_t word) { memcpy(p, &word, 8); }
+inline uint32_t load32(const uint8_t *p) {
+    uint32_t word;
+    memcpy(&word, p, 4);
+    return word;
+}
+inline void store32(uint8_t *p, uint32_t word) { memcpy(p, &word, 4); }
+
 void read_q4_0(const uint8_t *s, Block &block) {
     block.d = read16(s);
-    for (int i = 0; i < 16; i++) {
-        block.q[i] = s[2 + i] & 15;
-        block.q[16 + i] = s[2 + i] >> 4;
+    for (int i = 0; i < 16; i += 8) {
+        const uint64_t word = load64(s + 2 + i);
+        store64(block.q + i, word & NIBBLES);
+        store64(block.q + 16 + i, word >> 4 & NIBBLES);
     }
 }
 
@@ -46,10 +63,11 @@ void read_q4_k(const uint8_t *s, Block &block) {
     block.d = read16(s);
     block.dmin = read16(s + 2);
     read_k_scales(s + 4, block);
-    for (int half = 0; half < 4; half++)
-        for (int i = 0; i < 32; i++) {
-            block.q[half * 64 + i] = s[16 + half * 32 + i] & 15;
-            block.q[half * 64 + 32 + i] = s[16 + half * 32 + i] >> 4;
+    for (int quarter = 0; quarter < 4; quarter++)
+        for (int i = 0; i < 32; i += 8) {
+            const uint64_t word = load64(s + 16 + quarter * 32 + i);
+            store64(block.q + quarter * 64 + i, word & NIBBLES);
+            store64(block.q + quarter * 64 + 32 + i, word >> 4 & NIBBLES);
         }
 }
 
@@ -58,9 +76,9 @@ void read_q5_k(const uint8_t *s, Block &block) {
     block.dmin = read16(s + 2);
     read_k_scales(s + 4, block);
     for (int group = 0; group < 8; group++)
-        for (int i = 0; i < 32; i++) {
-            const int nibble = s[48 + group / 2 * 32 + i] >> 4 * (group & 1) & 15;
-            block.q[group * 32 + i] = (uint8_t)(nibble | (s[16 + i] >> group & 1) << 4);
+        for (int i = 0; i < 32; i += 8) {
+            const uint64_t low = load64(s + 48 + group / 2 * 32 + i) >> 4 * (group & 1) & NIBBLES;
+            store64(block.q + group * 32 + i, low | (load64(s + 16 + i) >> group & ONES) << 4);
         }
 }
 
@@ -69,10 +87,10 @@ void read_q6_k(const uint8_t *s, Block &block) {
     memcpy(block.scales, s + 192, 16);
     for (int half = 0; half < 2; half++)
         for (int quarter = 0; quarter < 4; quarter++)
-            for (int i = 0; i < 32; i++) {
-                const int low = s[half * 64 + (quarter & 1) * 32 + i] >> 4 * (quarter >> 1) & 15;
-                const int high = s[128 + half * 32 + i] >> 2 * quarter & 3;
-                block.q[half * 128 + quarter * 32 + i] = (uint8_t)(low | high << 4);
+            for (int i = 0; i < 32; i += 8) {
+                const uint64_t low = load64(s + half * 64 + (quarter & 1) * 32 + i) >> 4 * (quarter >> 1) & NIBBLES;
+                const uint64_t high = load64(s + 128 + half * 32 + i) >> 2 * quarter & PAIRS;
+                store64(block.q + half * 128 + quarter * 32 + i, low | high << 4);
             }
 }
 
@@ -102,11 +120,10 @@ struct Tile {
 
 void put_nibbles(const Tile &tile, int lane, const Block &block, int groups) {
     for (int group = 0; group < groups; group++)
-        for (int i = 0; i < 4; i++)
-            for (int c = 0; c < 4; c++) {
-                const uint8_t *q = block.q + group * 32 + i * 4 + c;
-                tile.nibbles(group, lane, i)[c] = (uint8_t)((q[0] & 15) | (q[16] & 15) << 4);
-            }
+        for (int i = 0; i < 4; i++) {
+            const uint8_t *q = block.q + group * 32 + i * 4;
+            store32(tile.nibbles(group, lane, i), (load32(q) & (uint32_t)NIBBLES) | (load32(q + 16) & (uint32_t)NIBBLES) << 4);
+        }
 }
 
 void put_pairs(const Tile &tile, int offset, int lane, const uint8_t *values, int pairs) {
@@ -114,21 +131,19 @@ void put_pairs(const Tile &tile, int offset, int lane, const uint8_t *values, in
 }
 
 void put_fifth_bits(const Tile &tile, int lane, const Block &block) {
-    for (int group = 0; group < 8; group++)
-        for (int c = 0; c < 4; c++) {
-            int bits = 0;
-            for (int quad = 0; quad < 8; quad++) bits |= (block.q[group * 32 + quad * 4 + c] >> 4 & 1) << quad;
-            tile.at(TileQ5_K::high)[(group * tile.lanes + lane) * 4 + c] = (uint8_t)bits;
-        }
+    for (int group = 0; group < 8; group++) {
+        uint32_t bits = 0;
+        for (int quad = 0; quad < 8; quad++) bits |= (load32(block.q + group * 32 + quad * 4) >> 4 & (uint32_t)ONES) << quad;
+        store32(tile.at(TileQ5_K::high) + (group * tile.lanes + lane) * 4, bits);
+    }
 }
 
 void put_upper_bits(const Tile &tile, int lane, const Block &block) {
-    for (int half_group = 0; half_group < 16; half_group++)
-        for (int c = 0; c < 4; c++) {
-            int bits = 0;
-            for (int quad = 0; quad < 4; quad++) bits |= (block.q[half_group * 16 + quad * 4 + c] >> 4 & 3) << 2 * quad;
-            tile.at(TileQ6_K::high)[(half_group * tile.lanes + lane) * 4 + c] = (uint8_t)bits;
-        }
+    for (int half = 0; half < 16; half++) {
+        uint32_t bits = 0;
+        for (int quad = 0; quad < 4; quad++) bits |= (load32(block.q + half * 16 + quad * 4) >> 4 & (uint32_t)PAIRS) << 2 * quad;
+        store32(tile.at(TileQ6_K::high) + (half * tile.lanes + lane) * 4, bits);
+    }
 }
 
 void put_block(int format, const Tile &tile, int lane, const Block &block) {

@@ -80,7 +80,7 @@ def compile_library(csrc: Path, target: Path, compiler: str, emulate_avx512: boo
     emulate_avx512: the AVX-512 unit runs on any AVX2 machine through SIMDe's headers, for tests.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".compile-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kcode-kernels-") as folder:
         objects: list[str] = []
         running: list[tuple[Unit, subprocess.Popen[bytes]]] = []
         for unit in _units(csrc, emulate_avx512):
@@ -93,8 +93,8 @@ def compile_library(csrc: Path, target: Path, compiler: str, emulate_avx512: boo
         failures = [failure for unit, process in running if (failure := _failure(unit.name, process))]
         if failures:
             raise CompileError(failures[0])
-        library = str(Path(folder, "library.so"))
-        command = [compiler, "-shared", "-pthread", *objects, "-o", library]
+        library = target.with_name(f".{os.getpid()}-{target.name}")
+        command = [compiler, "-shared", "-pthread", *objects, "-o", str(library)]
         link = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         failure = _failure("link", link)
         if failure:

@@ -212,7 +212,7 @@ def _startup() -> tuple[Kernels | None, KernelReport]:
     path, reason = _library(compiler)
     if path is None:
         return None, KernelReport(
-            "reference", None, f"{reason}; the torch reference runs instead, about 20 times slower", compiler
+            "reference", None, f"{reason}; the torch reference runs instead, hundreds of times slower", compiler
         )
     kernels = load(path, os.environ.get("KCODE_CPU_ISA") or None)
     return kernels, KernelReport(kernels.isa, path, reason, compiler)
