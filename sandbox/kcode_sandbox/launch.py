@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import compileall
+import importlib.util
 import os
+import py_compile
 import sys
 from pathlib import Path
 from typing import Protocol
@@ -40,10 +41,20 @@ def base_interpreter() -> str:
 def worker_argv(package: str) -> list[str]:
     """`package` is where this package's folder is seen by the worker."""
     folder = os.path.dirname(package)
-    # The folder is read-only inside: compiled here once, or again at every start.
-    compileall.compile_dir(PACKAGE, quiet=2)
+    _compile_once()
     code = f"import sys; sys.path.insert(0, {folder!r}); from kcode_sandbox.worker.main import main; main()"
     return [base_interpreter(), "-I", "-S", "-B", "-c", code]
+
+
+def _compile_once() -> None:
+    """The folder is read-only inside: what is not compiled here would be compiled again at every start."""
+    for path in (*PACKAGE.glob("*.py"), *PACKAGE.glob("worker/*.py")):
+        cached = Path(importlib.util.cache_from_source(str(path)))
+        try:
+            if not cached.exists() or cached.stat().st_mtime < path.stat().st_mtime:
+                py_compile.compile(str(path))
+        except OSError:
+            return  # installed by another user; slower, nothing else
 
 
 async def greet(connection: Connection, head: Head, body: bytes = b"") -> Head:

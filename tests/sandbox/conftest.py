@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from pytest_asyncio import is_async_test
 
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
@@ -18,7 +21,15 @@ from kcode_sandbox.policy import Policy, Profile
 from kcode_sandbox.sandbox import ExecResult, Sandbox
 
 SECRET = "canary-4711"
+HERE = Path(__file__).parent
 Start = Callable[..., Awaitable[Sandbox]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One event loop for all of them, so that sandboxes can be shared."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and is_async_test(item):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def policy(home: Path, workspace: Path) -> Policy:
     return Policy(workspace, environment=tuple(environment.items()))
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def start(policy: Policy) -> AsyncIterator[Start]:
     """Start a sandbox under the policy, changed by keyword; all are closed at the end."""
     async with AsyncExitStack() as stack:
@@ -59,16 +70,39 @@ async def start(policy: Policy) -> AsyncIterator[Start]:
         yield started
 
 
-@pytest.fixture(params=["workspace-write", "danger-full-access"])
+@pytest_asyncio.fixture(loop_scope="session", params=["workspace-write", "danger-full-access"])
 async def sandbox(request: pytest.FixtureRequest, start: Start) -> Sandbox:
     """Both backends keep the same contract."""
     profile: Profile = request.param
     return await start(profile=profile)
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="session")
 async def walled(start: Start) -> Sandbox:
     return await start()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session", params=["workspace-write", "danger-full-access"])
+async def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Sandbox]:
+    """Of each backend one that is started once: for tests that neither change nor end it. Ask for `emptied` with it."""
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    environment = clean_environment({"PATH": path, "HOME": str(tmp_path_factory.mktemp("home"))})
+    folder = tmp_path_factory.mktemp("shared").resolve()
+    sandbox = open_sandbox(Policy(folder, profile=request.param, environment=tuple(environment.items())))
+    await sandbox.start()
+    yield sandbox
+    await sandbox.close()
+
+
+@pytest.fixture
+def emptied(shared: Sandbox) -> Path:
+    """The shared sandbox's workspace with nothing in it."""
+    for path in shared.policy.workspace.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return shared.policy.workspace
 
 
 @pytest.fixture

@@ -10,6 +10,18 @@ from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import ExecResult, Sandbox
 from tests.sandbox.conftest import bash, processes_with
 
+
+@pytest.fixture
+def workspace(emptied: Path) -> Path:
+    return emptied
+
+
+@pytest.fixture
+def sandbox(shared: Sandbox, workspace: Path) -> Sandbox:
+    """Both backends keep the same contract."""
+    return shared
+
+
 # Leaves the session, the group and the parent behind, and empties its environment.
 DAEMON = """
 import os, sys, time

@@ -11,6 +11,18 @@ from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox
 from tests.sandbox.conftest import Start, git, names
 
+
+@pytest.fixture
+def workspace(emptied: Path) -> Path:
+    return emptied
+
+
+@pytest.fixture
+def sandbox(shared: Sandbox, workspace: Path) -> Sandbox:
+    """Both backends keep the same contract."""
+    return shared
+
+
 EVERY_BYTE = bytes(range(256)) * 300
 
 

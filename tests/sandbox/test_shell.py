@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from kcode_sandbox.client import WorkerShell
 from kcode_sandbox.errors import FileError
@@ -12,11 +14,22 @@ from kcode_sandbox.sandbox import Sandbox, ShellResult
 from tests.sandbox.conftest import Start, processes_with
 
 
+# The shell is the same code in both; the walls are the harder place.
+pytestmark = pytest.mark.parametrize("shared", ["workspace-write"], indirect=True)
+
+
 @pytest.fixture
-async def shell(start: Start) -> WorkerShell:
-    shell = await (await start()).shell()
+def workspace(emptied: Path) -> Path:
+    return emptied
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def shell(shared: Sandbox, workspace: Path) -> AsyncIterator[WorkerShell]:
+    shell = await shared.shell()
     assert isinstance(shell, WorkerShell)
-    return shell
+    await shell.run(f"cd {workspace}", 10)
+    yield shell
+    await shell.restart()
 
 
 async def said(shell: WorkerShell, command: str, timeout_s: float = 10) -> bytes:
@@ -25,8 +38,7 @@ async def said(shell: WorkerShell, command: str, timeout_s: float = 10) -> bytes
     return result.output
 
 
-async def test_folder_variables_functions_and_status_persist(sandbox: Sandbox, workspace: Path) -> None:
-    shell = await sandbox.shell()
+async def test_folder_variables_functions_and_status_persist(shell: WorkerShell, workspace: Path) -> None:
     (workspace / "sub").mkdir()
     first = await shell.run("cd sub; export WORD=x; hidden=y; greet() { echo hi $1; }; false", 10)
     assert first == ShellResult(1, b"", "", 0, first.duration_s, f"{workspace}/sub")
@@ -174,6 +186,11 @@ async def test_restart_ends_jobs_and_forgets_variables(shell: WorkerShell) -> No
     await shell.restart()
     assert await said(shell, "echo [$WORD]") == b"[]\n"
     assert processes_with("31342") == []
+
+
+async def test_a_removed_folder_does_not_stop_the_next_shell(shell: WorkerShell, workspace: Path) -> None:
+    await shell.run("mkdir gone; cd gone; rmdir ../gone; exit", 10)
+    assert await said(shell, "pwd") == f"{workspace}\n".encode()
 
 
 async def test_background_processes_live_on_until_the_end(start: Start) -> None:

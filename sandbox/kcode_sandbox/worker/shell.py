@@ -7,6 +7,7 @@ options as they were when the job began, so nothing waits for it. Keys go to a j
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -142,6 +143,7 @@ class Shell:
     def __init__(self, events: Events, environment: Mapping[str, str], cwd: str) -> None:
         self._events = events
         self._environment = environment
+        self._workspace = cwd
         self._cwd = cwd
         self._state = b""
         self._numbers = itertools.count(1)
@@ -186,6 +188,8 @@ class Shell:
                 self._jobs[current.job_id] = current
             elif not current.terminal.ended:
                 return current
+        if not os.path.isdir(self._cwd):
+            self._cwd = self._workspace  # the folder was removed meanwhile
         fresh = Run(self, self._events, self._environment, self._cwd)
         fresh.terminal.restore(self._state)
         self._current = fresh

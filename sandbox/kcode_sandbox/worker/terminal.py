@@ -90,7 +90,7 @@ class Terminal:
         _flush_input(self._terminal_path)
         self._mark = b"\x1e" + secrets.token_hex(16).encode()
         text = self._mark[1:].decode()
-        line = f"{{ {KEEP_STATUS}; eval ".encode() + _quoted(command) + f"; }} <>/dev/tty {STATE_FD}>&-\n".encode()
+        line = f"{{ {KEEP_STATUS}; eval ".encode() + _quoted(command) + f"; }} <>{self._terminal_path} {STATE_FD}>&-\n".encode()
         report = f"printf '\\036%s %d %s\\036%s\\036' {text} $KCODE_STATUS \"$PWD\" {text} >/dev/tty"
         # The empty line: after an unclosed quote inside eval, bash does not expect a command at the next line's start.
         after = f"\n{{ KCODE_STATUS=$?; {SAVE_STATE}; {report}; }} 2>/dev/null\n"
