@@ -58,21 +58,16 @@ _DESTRUCTIVE_GIT = re.compile(
 
 
 def is_destructive_git(call: ToolCall) -> bool:
-    """Whether the call's text holds a git command that can throw uncommitted work away."""
+    """Whether the call is a command line with a git command that can throw uncommitted work away.
+
+    The git tool offers no such command, so only command lines are read.
+    """
     try:
         arguments = json.loads(call.arguments)
     except ValueError:
         return False
-    if not isinstance(arguments, dict):
-        return False
-    for value in arguments.values():
-        if isinstance(value, list):
-            value = " ".join(str(item) for item in value)
-        if isinstance(value, str):
-            text = f"git {value}" if call.name == "git" and not value.lstrip().startswith("git ") else value
-            if _DESTRUCTIVE_GIT.search(text):
-                return True
-    return False
+    command = arguments.get("command") if isinstance(arguments, dict) else None
+    return isinstance(command, str) and _DESTRUCTIVE_GIT.search(command) is not None
 
 
 class Approval:

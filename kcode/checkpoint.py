@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 2 << 20
 MAX_FILES = 50_000
 MAX_STORE_BYTES = 1 << 30
 KEEP_S = 30 * 24 * 3600
+PRUNE_EVERY_S = 24 * 3600
 GIT_TIMEOUT_S = 60
 # What runs leave behind; ignored even where the project has no .gitignore for it.
 DEBRIS = "__pycache__/\n*.py[co]\n.pytest_cache/\n.mypy_cache/\n.ruff_cache/\n.hypothesis/\n.venv/\nnode_modules/\n.kcode/\n"
@@ -70,11 +71,18 @@ class Checkpoints:
         """Whether the user's repository has uncommitted work; False where there is no repository."""
         return await asyncio.to_thread(self._dirty)
 
-    def prune(self) -> None:
-        """Drop snapshots older than 30 days, and all but the newest day's when the store is over 1 GB. Slow; run it seldom."""
-        if not (self._store / "HEAD").is_file():
+    async def prune(self) -> None:
+        """Drop snapshots older than 30 days, and all but the last day's when the store is over 1 GB. Looks once a day."""
+        await asyncio.to_thread(self._prune)
+
+    # What follows runs in a worker thread.
+
+    def _prune(self) -> None:
+        marker = self._store / "pruned"
+        if not (self._store / "HEAD").is_file() or (marker.exists() and time.time() - marker.stat().st_mtime < PRUNE_EVERY_S):
             return
         with self._lock():
+            marker.touch()
             size = sum(file.stat().st_size for file in self._store.rglob("*") if file.is_file())
             keep_s = KEEP_S if size <= MAX_STORE_BYTES else 24 * 3600
             old = [ref for ref in (self._store / "refs" / "kcode").glob("*") if time.time() - ref.stat().st_mtime > keep_s]
@@ -82,8 +90,6 @@ class Checkpoints:
                 ref.unlink()
             if old:
                 self._git(["gc", "--quiet", "--prune=now"])
-
-    # What follows runs in a worker thread.
 
     def _locked_snapshot(self) -> str:
         with self._lock():

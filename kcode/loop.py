@@ -94,13 +94,20 @@ class RunningTurn:
             if not self._task.done():
                 self.interrupt()
                 await asyncio.wait({self._task})
+        failure = self._task.exception()
+        if failure is not None:
+            raise failure
         yield self.finished
 
     @property
     def finished(self) -> TurnFinished:
-        """How the turn ended; only after `events` ended. Raises what the driver raised."""
+        """How the turn ended; only after `events` ended."""
         assert self._task is not None
-        ending = self._task.result()
+        failure = self._task.exception()
+        if failure is None:
+            ending = self._task.result()
+        else:
+            ending = Ending("error", f"kcode itself failed: {type(failure).__name__}: {failure}")
         result = ending.result or self._last_text
         steps = self._steps
         duration_s = time.monotonic() - self._started

@@ -144,7 +144,10 @@ class Session:
     async def diff(self, *, last_turn: bool = False) -> str:
         """What the session (or its last turn) changed, as a unified diff; "" for nothing."""
         checkpoints = self._equipment.checkpoints
-        first = self._first_checkpoint(self._last_turn() if last_turn else 0)
+        turns = (
+            [self._last_turn()] if last_turn else [number for number, item in self._transcript.numbered if isinstance(item, Turn)]
+        )
+        first = next((snapshot for snapshot in map(self._first_checkpoint, turns) if snapshot), "")
         if checkpoints is None or not first:
             return ""
         return await checkpoints.diff(first)
@@ -181,6 +184,8 @@ class Session:
         self.interrupt()
         try:
             await self._equipment.sandbox.close()
+            if self._equipment.checkpoints is not None:
+                await self._equipment.checkpoints.prune()
         finally:
             await self._equipment.model.close()
             self._transcript.close()
@@ -208,9 +213,11 @@ class Session:
         """The number of the record that began the last turn not taken back; 0 for none (that is the header)."""
         return max((number for number, record in self._transcript.numbered if isinstance(record, Turn)), default=0)
 
-    def _first_checkpoint(self, since: int) -> str:
-        """The first snapshot among the active records from number `since` on."""
-        for number, record in self._transcript.numbered:
-            if number >= since and isinstance(record, Checkpoint):
+    def _first_checkpoint(self, turn_mark: int) -> str:
+        """The first snapshot of the turn that began with that record, "" for none; attempts taken back within it count."""
+        for record in self._transcript.records[turn_mark + 1 :]:
+            if isinstance(record, Turn):
+                break
+            if isinstance(record, Checkpoint):
                 return record.snapshot
         return ""

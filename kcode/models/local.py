@@ -41,6 +41,8 @@ SOCKET_WAIT_S = 60.0
 HEALTH_TIMEOUT_S = 10.0
 POLL_S = 0.05
 MAX_LOG_BYTES = 4 << 20
+# How the engine begins the last line of its log when it cannot serve the model.
+REASON_PREFIX = "kcode_backend.server: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,7 @@ class LocalModel:
             await self._launch()
         while (status := await self._health()) != "ok":
             if status is None:
-                raise StartError(self._why_it_ended())
+                raise StartError(self._why_it_ended(await self._exit_code()))
             await asyncio.sleep(POLL_S)
         self._facts = await self._served()
 
@@ -235,7 +237,7 @@ class LocalModel:
             deadline = time.monotonic() + SOCKET_WAIT_S
             while await self._health() is None:
                 if self._ended() is not None:
-                    raise StartError(self._why_it_ended())
+                    raise StartError(self._why_it_ended(self._ended()))
                 if time.monotonic() > deadline:
                     raise StartError(f"the engine did not open {self._socket} within {SOCKET_WAIT_S:g} s; its log is {self._log}")
                 await asyncio.sleep(POLL_S)
@@ -263,14 +265,21 @@ class LocalModel:
         """The exit code of the engine we started, when it has ended."""
         return self._process.poll() if self._process is not None else None
 
-    def _why_it_ended(self) -> str:
+    async def _exit_code(self) -> int | None:
+        """The exit code of the engine we started, which has just gone silent; None when another kcode started it."""
+        for _ in range(40):
+            if self._process is None or self._ended() is not None:
+                break
+            await asyncio.sleep(POLL_S)
+        return self._ended()
+
+    def _why_it_ended(self, code: int | None) -> str:
         """One line on an engine that ended before it was ready."""
-        code = self._ended()
         said = self._last_words()
         if "No module named" in said:
             return f"the engine cannot start: {said}; install it with: pip install 'kcode-agent[local]'"
-        if said and code == 1:
-            return said
+        if said.startswith(REASON_PREFIX):
+            return said.removeprefix(REASON_PREFIX)
         return f"the engine ended while it was starting ({_exit_text(code)}); its log is {self._log}"
 
     def _last_words(self) -> str:
@@ -280,17 +289,14 @@ class LocalModel:
         except OSError:
             return ""
         lines = [line.strip() for line in lines if line.strip()]
-        return "" if not lines or lines[-1].startswith("--- ") else lines[-1].removeprefix("kcode_backend.server: ")
+        return "" if not lines or lines[-1].startswith("--- ") else lines[-1]
 
     async def _died(self) -> EngineDied:
         """The error for an engine that broke off. The next request starts another."""
         self._facts = None
-        for _ in range(20):
-            if self._process is None or self._ended() is not None:
-                break
-            await asyncio.sleep(POLL_S)
+        code = await self._exit_code()
         return EngineDied(
-            f"the engine ended while it was answering ({_exit_text(self._ended())}); "
+            f"the engine ended while it was answering ({_exit_text(code)}); "
             f"send the message again and it is started anew (its log: {self._log})"
         )
 

@@ -172,12 +172,12 @@ async def test_second_snapshot_is_fast(workspace: Path, checkpoints: Checkpoints
 
 
 async def test_prune_drops_what_is_old(workspace: Path, tmp_path: Path, checkpoints: Checkpoints) -> None:
-    checkpoints.prune()
+    await checkpoints.prune()
     old = await checkpoints.snapshot()
     (workspace / "calc.py").write_text("2\n")
     new = await checkpoints.snapshot()
     os.utime(tmp_path / "store" / "refs" / "kcode" / old, (0, 0))
-    checkpoints.prune()
+    await checkpoints.prune()
     await checkpoints.restore(new)
     with pytest.raises(CheckpointFailed):
         await checkpoints.restore(old)

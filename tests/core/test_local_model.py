@@ -94,6 +94,12 @@ async def test_reason_of_an_engine_that_does_not_start_is_told(engines: Engines)
     assert "kcode_backend.server" not in str(caught.value)
 
 
+async def test_reason_of_an_engine_that_fails_while_loading_is_told_to_everyone_who_waits(engines: Engines) -> None:
+    first, second = engines.client("broken late"), engines.client("broken late")
+    failures = await asyncio.gather(first.start(), second.start(), return_exceptions=True)
+    assert [str(failure).partition(".gguf: ")[2] for failure in failures] == ["tensor x is cut off"] * 2
+
+
 async def test_missing_engine_package_names_the_remedy(engines: Engines, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package = tmp_path / "elsewhere" / "kcode_backend"
     package.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Stands in for the engine's process: the same command line and protocol, without a model.
 
-What is in the model file says how it behaves: "broken" ends at start as for a damaged file, "slow" loads for a while, "dies"
-ends by SIGKILL in the middle of the first answer, "hangs" prefills for ever.
+What is in the model file says how it behaves: "broken" ends at start as for a damaged file, "broken late" while it loads,
+"slow" loads for a while, "dies" ends by SIGKILL in the middle of the first answer, "hangs" prefills for ever.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def options() -> argparse.Namespace:
 
 GIVEN = options()
 BEHAVIOUR = GIVEN.model.read_text().strip()
-READY_AT = time.monotonic() + (0.5 if BEHAVIOUR == "slow" else 0.0)
+READY_AT = time.monotonic() + {"slow": 0.5, "broken late": 60.0}.get(BEHAVIOUR, 0.0)
 DIED = GIVEN.model.with_suffix(".died")
 
 
@@ -92,12 +92,20 @@ class Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
+def fail() -> None:
+    """End as the engine does when it finds out while loading, with the socket open."""
+    print(f"kcode_backend.server: {GIVEN.model}: tensor x is cut off", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def main() -> int:
     if BEHAVIOUR == "broken":
         print(f"kcode_backend.server: {GIVEN.model}: not a GGUF file: it begins with b'brok'", file=sys.stderr)
         return 1
     print("fake engine is up", file=sys.stderr)
     threading.Timer(GIVEN.idle_timeout, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+    if BEHAVIOUR == "broken late":
+        threading.Timer(0.4, fail).start()
     with Server(GIVEN.socket, Handler) as server:
         server.serve_forever()
     return 0
