@@ -10,9 +10,9 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.builders.wheel import WheelBuilderConfig
 
 NO_KERNELS = (
     "kcode: the CPU kernels are not part of this installation ({reason}). They are compiled at first use if a C++ compiler is "
@@ -31,13 +31,15 @@ def _load_build(root: Path) -> ModuleType:
     return module
 
 
-class KernelBuildHook(BuildHookInterface):  # pyright strict: hatchling's base class is generic over its own types
+class KernelBuildHook(BuildHookInterface[WheelBuilderConfig]):
     PLUGIN_NAME = "custom"
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, object]) -> None:
         """version is "editable" for development installs: the library then stays in the source tree."""
         if self.target_name != "wheel":
             return
+        included = build_data["force_include"]
+        assert isinstance(included, dict)
         root = Path(self.root)
         csrc = root / "backend" / "csrc" / "cpu"
         build = _load_build(root)
@@ -45,7 +47,7 @@ class KernelBuildHook(BuildHookInterface):  # pyright strict: hatchling's base c
         folder = package if version == "editable" else Path(self.directory) / "kernels"
         library = folder / build.library_name(csrc)
         if version != "editable":
-            build_data["force_include"][str(csrc)] = "kcode_backend/kernels/csrc"
+            included[str(csrc)] = "kcode_backend/kernels/csrc"
         compiler = build.find_compiler()
         if compiler is None:
             self.app.display_warning(NO_KERNELS.format(reason="no C++ compiler: c++, g++ or clang++"))
@@ -57,6 +59,6 @@ class KernelBuildHook(BuildHookInterface):  # pyright strict: hatchling's base c
             self.app.display_warning(NO_KERNELS.format(reason=error))
             return
         if version != "editable":
-            build_data["force_include"][str(library)] = f"kcode_backend/kernels/{library.name}"
+            included[str(library)] = f"kcode_backend/kernels/{library.name}"
             build_data["pure_python"] = False
             build_data["tag"] = "py3-none-" + sysconfig.get_platform().replace("-", "_").replace(".", "_")

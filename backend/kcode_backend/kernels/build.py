@@ -33,7 +33,7 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
 }
-EMULATED_FLAGS = ("-DKC_EMULATE_AVX512", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
+EMULATED_FLAGS = ("-O1", "-DKC_EMULATE_AVX512", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
 BASE_UNITS = ("api.cpp", "pool.cpp", "pack.cpp")
 ISA_UNIT = "kernels.cpp"
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,6 +238,10 @@ def _library(compiler: str | None) -> tuple[Path | None, str]:
         build.compile_library(csrc, target, compiler)
     except (build.CompileError, OSError) as error:
         return None, f"the CPU kernels could not be compiled: {error}"
+    if in_checkout:
+        for stale in target.parent.glob("_native-*.so"):
+            if stale != target:
+                stale.unlink(missing_ok=True)
     return target, "compiled at first use"
 
 
@@ -254,7 +258,7 @@ def describe() -> KernelReport:
 
 
 @contextmanager
-def using(kernels: Kernels | None) -> Iterator[None]:
+def using(kernels: Kernels | None) -> Generator[None]:
     """Makes `active` answer `kernels` inside the block, for tests and benches. Weights packed outside may not fit."""
     _forced.append(kernels)
     try:

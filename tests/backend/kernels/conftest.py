@@ -48,7 +48,16 @@ def emulation_folder(request: pytest.FixtureRequest) -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session", params=["portable", "avx2", "avx512vnni"])
+def _avx512_runs_here() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and "avx512_vnni" in cpuinfo.read_text()
+
+
+# Emulated, it compiles for about a minute the first time.
+AVX512 = pytest.param("avx512vnni", marks=() if _avx512_runs_here() else pytest.mark.slow)
+
+
+@pytest.fixture(scope="session", params=["portable", "avx2", AVX512])
 def kernels(request: pytest.FixtureRequest, emulation_folder: Path) -> Kernels:
     isa: str = request.param
     if isa not in build.instruction_sets():
