@@ -13,7 +13,6 @@ from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox, ShellResult
 from tests.sandbox.conftest import Start, processes_with
 
-
 # The shell is the same code in both; the walls are the harder place.
 pytestmark = pytest.mark.parametrize("shared", ["workspace-write"], indirect=True)
 

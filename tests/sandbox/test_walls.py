@@ -25,7 +25,8 @@ async def test_the_home_and_its_keys_cannot_be_read(walled: Sandbox, home: Path,
         with pytest.raises(FileError) as refused:
             await walled.read(path)
         assert refused.value.code in ("ENOENT", "EACCES"), path
-    script = f"cat {key} link up/.ssh/id_ed25519 /proc/1/root{key} /proc/self/cwd/../home/.ssh/id_ed25519; find /root /home /tmp /run /var /srv /mnt -name id_ed25519"
+    script = f"cat {key} link up/.ssh/id_ed25519 /proc/1/root{key} /proc/self/cwd/../home/.ssh/id_ed25519;"
+    script += "find /root /home /tmp /run /var /srv /mnt -name id_ed25519"
     assert SECRET.encode() not in (await bash(walled, script)).output
 
 
