@@ -8,7 +8,7 @@ from kcode.tools.edited import write_edit
 from kcode.tools.functions import rewritten
 from kcode.tools.refusal import Refusal, settle
 from kcode.tools.symbols import symbols
-from kcode.tools.syntax import describe_faults, introduced_faults, language_of
+from kcode.tools.syntax import describe_faults, faults, language_of
 from kcode.tools.textfile import ReadFiles, open_text
 from kcode.tools.tool import Access, Emit, Outcome
 from kcode_sandbox.sandbox import Sandbox
@@ -46,11 +46,9 @@ class RewriteFunctionTool:
         content = file.content.replaced(new.spans)
         if content.text == file.content.text:
             raise Refusal(f"the new {arguments.name} is the same as the old one; change what is wrong in it")
-        faults = introduced_faults(file.shown, file.content.text, content.text)
-        if faults:
-            raise Refusal(
-                f"nothing was changed, because with this code {file.shown} has syntax errors:\n{describe_faults(faults)}"
-            )
+        wrong = faults(file.shown, content.text)
+        if wrong and not faults(file.shown, file.content.text):
+            raise Refusal(f"nothing was changed: with this code {file.shown} has syntax errors:\n{describe_faults(wrong)}")
         place = next((symbol for symbol in symbols(file.shown, content.text) if symbol.qualified == new.qualified), None)
         first, last = (place.start_line, place.end_line) if place else (new.first_line, new.first_line)
         headline = f"Rewrote {new.qualified} in {file.shown}, lines {first}-{last}." + "".join(f" {note}" for note in new.notes)

@@ -99,8 +99,16 @@ def walk(node: Node, scope: tuple[str, ...], scope_kind: SymbolKind) -> Iterator
             kind = defined
         elif current.type == "impl_item" and (target := current.child_by_field_name("type")) is not None:
             names, kind = (*names, plain_type(text_of(target))), "class"
+        elif name := object_name(current):
+            names, kind = (*names, name), "class"
         for child in reversed(current.named_children):
             stack.append((child, names, kind))
+
+
+def object_name(node: Node) -> str:
+    """`api` for `const api = {…}`, whose functions are then called api.get and so on; else empty."""
+    value = node.child_by_field_name("value") if node.type == "variable_declarator" else None
+    return name_of(node) if value is not None and value.type == "object" and name_of(node).isidentifier() else ""
 
 
 def define(node: Node) -> tuple[tuple[str, ...], SymbolKind] | None:

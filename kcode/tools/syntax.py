@@ -142,7 +142,11 @@ def introduced_faults(path: str, before: str, after: str) -> tuple[SyntaxFault, 
     now = faults(path, after)
     if not now:
         return ()
-    known = Counter((fault.what, fault.text) for fault in faults(path, before))
+    old = faults(path, before)
+    if old and language_of(path) == "python" and (shadow := python_fault(after, after.split("\n"))) in now:
+        # CPython tells the first error only: behind one that was repaired, another old one appears.
+        now = tuple(fault for fault in now if fault != shadow)
+    known = Counter((fault.what, fault.text) for fault in old)
     new: list[SyntaxFault] = []
     for fault in now:
         key = (fault.what, fault.text)

@@ -13,7 +13,7 @@ DATA = Path(__file__).resolve().parents[1] / "data" / "sources"
 # The definitions in tests/data/sources/NAME.txt with their first and last lines.
 DEFINITIONS = {
     "a.py": "f 1-4; f.inner 4-4; C 6-11; C.p 8-9; C.g 10-11; late 13-13",
-    "a.js": "A 1-6; A.foo 3-3; A.handler 4-5; f 7-7; h 8-8; A.k 9-9; m 10-10; gen 11-11",
+    "a.js": "A 1-6; A.foo 3-3; A.handler 4-5; f 7-7; h 8-8; A.k 9-9; o.m 10-10; gen 11-11",
     "a.ts": "A 1-4; A.constructor 2-2; A.foo 3-3; D 5-9; D.bar 7-8; I 10-10; E 11-11; N 12-14; N.q 13-13; default 15-15",
     "a.tsx": "App 1-1",
     "a.go": "T 3-3; T.Foo 5-5; Stack.Push 6-6; Bar 7-8",
@@ -85,6 +85,11 @@ def test_errors_that_an_edit_introduced(path: str, before: str, after: str, line
     assert [fault.line for fault in found][:1] == [line]
     assert introduced_faults(path, after, "\n" + after) == ()
     assert introduced_faults(path, after, before) == ()
+
+
+def test_an_old_error_behind_a_repaired_one_is_not_new() -> None:
+    before = "def f(:\n    pass\n\ndef g(:\n    pass\n"
+    assert introduced_faults("a.py", before, before.replace("f(:", "f():")) == ()
 
 
 def test_deep_nesting_is_survived() -> None:
