@@ -9,11 +9,13 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import AsyncGenerator, Generator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,6 +101,10 @@ class EngineProcess:
     def __init__(self, options: Options) -> None:
         self._options = options
         self._server: _Server | None = None
+        # Not the loop's own executor: that one is waited for at the end, and a load that nobody needs any more is not.
+        self._loader = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+        self.loading = True
+        """The load is under way; its thread cannot be stopped."""
         self.failure: str | None = None
         """Why the model could not be loaded; the process ends with code 1 then."""
 
@@ -133,12 +139,14 @@ class EngineProcess:
     async def _load(self, slot: Slot) -> None:
         started = time.monotonic()
         try:
-            slot.fill(await asyncio.to_thread(_load_serving, self._options))
+            loop = asyncio.get_running_loop()
+            slot.fill(await loop.run_in_executor(self._loader, _load_serving, self._options))
         except (BackendError, OSError, MemoryError) as error:
             self.failure = " ".join(str(error).split()) or type(error).__name__
         except Exception:
             log.exception("loading %s failed", self._options.model)
             self.failure = f"loading {self._options.model} failed; see the traceback above"
+        self.loading = False
         if self.failure:
             slot.fail(self.failure)
             self._stop()
@@ -171,6 +179,11 @@ def main(arguments: list[str] | None = None) -> int:
     except CannotListen as error:
         print(f"kcode_backend.server: {error}", file=sys.stderr)
         return 1
+    return _serve(options, listener)
+
+
+def _serve(options: Options, listener: socket.socket) -> int:
+    """Runs until the end; returns the exit code."""
     process = EngineProcess(options)
     try:
         asyncio.run(process.run(listener))
@@ -181,6 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
     if process.failure:
         print(f"kcode_backend.server: {process.failure}", file=sys.stderr)
         return 1
+    if process.loading:
+        # Leaving the regular way would wait for the loading thread.
+        os._exit(0)
     return 0
 
 

@@ -17,6 +17,7 @@ from kcode_backend.chat.format import AnswerParser, ChatFormat, ChatMessage, Too
 from kcode_backend.chat.grammar import AnswerConstraint, BadGrammar, CallConstraint, CallGrammar, GrammarVocabulary
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
+from kcode_backend.kernels import native
 from kcode_backend.kv.cache import KVCache, bytes_per_token
 from kcode_backend.kv.pool import BLOCK_TOKENS
 from kcode_backend.models.load import load
@@ -136,14 +137,25 @@ class Serving:
 
 
 def load_serving(path: Path, context: int | None, threads: int | None) -> Serving:
-    """Load a model file and start its engine. Raises ModelFileError."""
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    """Load a model file and start its engine; `threads` None computes with all physical cores. Raises ModelFileError."""
+    _set_threads(threads)
     model = load(path)
     limit = min(context or model.config.context_length, model.config.context_length)
     wanted = KV_CONTEXTS * limit
     room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_token(model.config)
     tokens = max(BLOCK_TOKENS, min(wanted, room))
     return Serving(model, KVCache.allocate(model.config, -(-tokens // BLOCK_TOKENS), BLOCK_TOKENS), limit)
+
+
+def _set_threads(threads: int | None) -> None:
+    kernels = native.active()
+    if kernels is None:
+        torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+        return
+    if threads:
+        kernels.set_threads(threads)
+    # torch only moves small tensors then; a second pool of spinning threads would take the cores from the kernels.
+    torch.set_num_threads(1)
 
 
 def available_memory() -> int:

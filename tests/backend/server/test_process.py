@@ -67,6 +67,25 @@ def test_tcp_needs_its_key_and_sigterm_ends_cleanly(start: Start, tiny_file: Pat
     assert server.process.wait(END_S) == 0
 
 
+def test_sigterm_during_the_load_ends_at_once(start: Start, tiny_file: Path) -> None:
+    server = start(tiny_file)
+    while '"status":"loading"' not in health(server):
+        time.sleep(0.01)
+    server.process.terminate()
+    assert server.process.wait(END_S) == 0
+    assert not server.socket.exists()
+    assert "is ready" not in server.log.read_text()
+
+
+def health(server: EngineServer) -> str:
+    """The raw answer, empty while nobody listens."""
+    with socket.socket(socket.AF_UNIX) as client:
+        if client.connect_ex(str(server.socket)):
+            return ""
+        client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        return client.makefile().read()
+
+
 def test_what_cannot_work_ends_with_one_line(start: Start, tmp_path: Path, tiny_file: Path) -> None:
     open_host = start(tiny_file, "--port", "1", "--host", "0.0.0.0")
     assert open_host.process.wait(END_S) == 1
