@@ -5,6 +5,7 @@ It counts what rlimits cannot: RLIMIT_NPROC does not bind root, RLIMIT_AS binds 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import time
@@ -71,6 +72,7 @@ def _make(folder: Path, limits: list[tuple[str, int | None]]) -> Group:
     wanted = [(name, value) for name, value in limits if value is not None]
     if not wanted or not os.access(folder.parent, os.W_OK) or not os.access(folder.parent / "cgroup.procs", os.W_OK):
         return Group()
+    _sweep(folder.parent)
     try:
         folder.mkdir()
     except OSError:
@@ -82,3 +84,11 @@ def _make(folder: Path, limits: list[tuple[str, int | None]]) -> Group:
         folder.rmdir()
         return Group()
     return Group((folder,), any(name.startswith("memory") for name, _ in wanted))
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what sessions that were killed left behind. A group in use is not empty and stays."""
+    for old in parent.glob("kcode-*-*"):
+        if not Path("/proc", old.name.split("-")[1]).exists():
+            with contextlib.suppress(OSError):
+                old.rmdir()
