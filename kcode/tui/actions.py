@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from textual.screen import Screen
 
 from kcode.errors import KcodeError
-from kcode.transcript import Turn
 from kcode.tui.blocks import Listing, Remark
 from kcode.tui.commands import COMMANDS, KEYS, Command
 from kcode.tui.conversation import Conversation
@@ -66,10 +65,12 @@ class Actions:
         if self._store is None:
             self.tell("i", "the model is chosen by the server (--base-url); start kcode with -m to name another")
             return
+        from kcode.tui.replay import has_turns
+
         name = await self._screen.app.push_screen_wait(ModelsScreen(self._store, first_run=self._conversation.session is None))
         if name is not None and self._may_leave_turn():
             session = self._conversation.session
-            had = session is not None and any(isinstance(record, Turn) for record in session.records)
+            had = session is not None and has_turns(session.records)
             await self._reopen(session.id if session is not None and had else None, name)
 
     async def _help(self) -> None:

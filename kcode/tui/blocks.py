@@ -6,16 +6,18 @@ together without a blank line between them.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from markdown_it.token import Token
 from rich.style import Style
 from rich.text import Text
 from textual.strip import Strip
 
 from kcode.tui.clean import clean, one_line
-from kcode.tui.draw import PROSE_WIDTH, blocks, filled, margin, markdown, strips
+from kcode.tui.draw import PROSE_WIDTH, filled, margin, strips
 from kcode.tui.theme import Look
+
+if TYPE_CHECKING:
+    from markdown_it.token import Token
 
 MARGIN = "   "
 THINKING_TAIL_LINES = 4
@@ -152,6 +154,8 @@ class Answer:
         return
 
     def draw(self, width: int, look: Look) -> list[Strip]:
+        from kcode.tui.prose import blocks
+
         if self._drawn_for != (width, look):
             self._done, self._drawn_parts, self._drawn_for = [], 0, (width, look)
         for source in self._parts[self._drawn_parts :]:
@@ -167,6 +171,8 @@ class Answer:
         return self._done + (self._draw_part(found[-1][1], width, look, below=bool(self._done)) if found else [])
 
     def _draw_part(self, tokens: list[Token], width: int, look: Look, *, below: bool) -> list[Strip]:
+        from kcode.tui.prose import markdown
+
         lines = markdown(tokens, max(1, width - 4), look)
         if lines and below:
             lines.insert(0, Strip.blank(0))

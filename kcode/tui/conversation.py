@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice
-from kcode.tui.port import Ask, ChatSession, Sessions
+from kcode.tui.port import ChatSession, Sessions
+
+if TYPE_CHECKING:
+    from kcode.tui.port import Ask
 
 LOG = logging.getLogger(__name__)
 PATIENCE_S = 3

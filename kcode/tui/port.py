@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from kcode.approval import ApprovalMode, Question, Reply
 from kcode.events import Event
-from kcode.transcript import Record
 
-Ask = Callable[[Question], Awaitable[Reply]]
+if TYPE_CHECKING:
+    # Their modules take long to import, and the screen opens before they are needed.
+    from kcode.approval import ApprovalMode, Question, Reply
+    from kcode.transcript import Record
+
+    Ask = Callable[[Question], Awaitable[Reply]]
 
 
 class ChatSession(Protocol):

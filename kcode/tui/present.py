@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kcode.events import (
     CallFinished,
@@ -20,27 +21,19 @@ from kcode.events import (
     ThinkingPiece,
     TurnFinished,
     TurnStarted,
-    TurnStatus,
 )
-from kcode.messages import Message, Text, ToolCall
-from kcode.messages import Thinking as ThinkingPart
-from kcode.model import Usage
-from kcode.transcript import Answered, Record, Turn, TurnEnd
-from kcode.transcript import Said as SaidRecord
-from kcode.tui.blocks import Answer, Block, Remark, Said, Thinking
+from kcode.messages import ToolCall
+from kcode.tui.blocks import Answer, Remark, Said, Thinking
 from kcode.tui.call_block import Call
 from kcode.tui.figures import duration_text, quantity
+from kcode.tui.turn_end import end_of_turn
 from kcode.tui.widgets.activity import Activity, Doing
 from kcode.tui.widgets.transcript import Transcript
 
+if TYPE_CHECKING:
+    from kcode.transcript import Record
+
 NOTICES: Mapping[NoticeLevel, tuple[str, str]] = {"info": ("i", "dim"), "warning": ("!", "warning"), "error": ("✗", "bad")}
-ENDS: Mapping[TurnStatus, tuple[str, str, str]] = {
-    "finished": ("✓", "good", "done"),
-    "limit": ("!", "warning", "stopped at a limit"),
-    "loop": ("!", "warning", "stopped: it went in circles"),
-    "interrupted": ("◌", "warning", "interrupted"),
-    "error": ("✗", "bad", "failed"),
-}
 
 
 class Presenter:
@@ -95,23 +88,9 @@ class Presenter:
 
     def replay(self, records: Sequence[Record]) -> None:
         """Show a conversation that was had before."""
-        blocks: list[Block] = []
-        calls: dict[str, Call] = {}
-        for record in records:
-            match record:
-                case Turn(text=text):
-                    blocks.append(Said(text))
-                case SaidRecord(message=message) if message.role == "assistant":
-                    blocks += _parts_of(message, calls)
-                case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
-                    calls.pop(result.call_id).finish(display, result.is_error, duration_s)
-                case TurnEnd(status=status, reason=reason, usage=usage):
-                    blocks.append(_end(status, reason, usage, []))
-                case _:
-                    pass
-        for call in calls.values():
-            call.stop()
-        self._transcript.add(*blocks)
+        from kcode.tui.replay import blocks_of
+
+        self._transcript.add(*blocks_of(records))
 
     def ask(self) -> None:
         """The person is asked; the next event says that it is over."""
@@ -192,7 +171,7 @@ class Presenter:
         self.stop()
         more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
         reason = "" if event.reason == self._last_notice else event.reason
-        self._transcript.add(_end(event.status, reason, event.usage, more))
+        self._transcript.add(end_of_turn(event.status, reason, event.usage, more))
 
     def _close_thinking(self) -> None:
         if self._thinking is not None:
@@ -209,44 +188,3 @@ class Presenter:
             call.stop()
             self._transcript.changed(call)
         self._writing.clear()
-
-
-def _parts_of(message: Message, calls: dict[str, Call]) -> list[Block]:
-    """The blocks of an answer; its calls are also put into `calls` by their ids."""
-    blocks: list[Block] = []
-    for part in message.parts:
-        match part:
-            case Text(text=text) if text.strip():
-                blocks.append(Answer(text))
-            case ThinkingPart(text=text) if text.strip():
-                thought = Thinking()
-                thought.append(text)
-                thought.finish(0)
-                blocks.append(thought)
-            case ToolCall(id=call_id, name=name, arguments=arguments):
-                calls[call_id] = call = Call(name)
-                call.write(name, arguments)
-                blocks.append(call)
-            case _:
-                pass
-    return blocks
-
-
-def _end(status: TurnStatus, reason: str, usage: Usage, more: list[str]) -> Remark:
-    sign, tone, words = ENDS[status]
-    facts = [
-        words if status == "finished" or not reason else f"{words}: {reason}",
-        *more[:1],
-        *_tokens(usage),
-        *more[1:],
-    ]
-    return Remark(sign, " · ".join(facts), tone)
-
-
-def _tokens(usage: Usage) -> list[str]:
-    if usage == Usage():
-        return []
-    return [
-        f"{usage.prompt_tokens:,} tokens read ({usage.cached_tokens:,} cached)",
-        f"{usage.completion_tokens:,} written",
-    ]

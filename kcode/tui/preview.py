@@ -14,7 +14,7 @@ from kcode.tui.draw import code, margin, strips
 from kcode.tui.theme import Look
 
 EDITS = (("old", "new"), ("old_str", "new_str"), ("old_string", "new_string"))
-WHOLE_TEXTS = ("content", "text", "file_text")
+WHOLE_TEXTS = ("content", "text", "file_text", "code")
 COMMANDS = ("command", "argv", "args")
 
 
@@ -35,7 +35,7 @@ def draw_call(call: ToolCall, width: int, look: Look) -> list[Strip]:
             )
     for name in WHOLE_TEXTS:
         if isinstance(values.get(name), str) and path:
-            return draw_diff(diff_lines("", str(values[name])), path, width, look) + _rest(values, {name, "path"}, width, look)
+            return _rest(values, {name, "path"}, width, look) + draw_diff(diff_lines("", str(values[name])), path, width, look)
     for name in COMMANDS:
         value = values.get(name)
         if isinstance(value, str | list):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kcode.approval import ApprovalMode, Question, Reply
 from kcode.errors import KcodeError
 from kcode.events import Event, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
-from kcode.tui.port import Ask, ModelOffer, PullProgress
+from kcode.tui.port import ModelOffer, PullProgress
+
+if TYPE_CHECKING:
+    from kcode.tui.port import Ask
 
 
 @dataclass(frozen=True)

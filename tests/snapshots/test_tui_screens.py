@@ -118,8 +118,9 @@ def test_first_run(snap_compare: Compare) -> None:
 
     async def prepare(pilot: Pilot[None]) -> None:
         await until(app, "qwen3-30b-a3b")
-        await until(app, lambda: app.screen.query_one(OptionList).highlighted == 0)
-        await pilot.pause()
+        options = app.screen.query_one(OptionList)
+        await until(app, lambda: options.highlighted == 0 and options.has_focus)
+        await pilot.pause(0.3)
 
     assert snap_compare(app, terminal_size=(80, 24), run_before=prepare)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -16,7 +17,6 @@ from textual.containers import Horizontal
 from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
-from kcode.approval import ApprovalMode, Question, Reply
 from kcode.errors import KcodeError, ModelNotFound
 from kcode.events import Event, Prefill, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
@@ -25,13 +25,15 @@ from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
 from kcode.tui.port import Launch, ModelStore, Sessions
 from kcode.tui.present import Presenter
-from kcode.tui.screens.approval import ApprovalScreen
 from kcode.tui.widgets.activity import Activity
 from kcode.tui.widgets.completions import Completions
 from kcode.tui.widgets.prompt import Prompt
 from kcode.tui.widgets.queued import Queued
 from kcode.tui.widgets.status import Facts, Status
 from kcode.tui.widgets.transcript import Transcript
+
+if TYPE_CHECKING:
+    from kcode.approval import ApprovalMode, Question, Reply
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
 QUIT_WINDOW_S = 2.0
@@ -169,6 +171,7 @@ class ChatScreen(Screen[None]):
         self._transcript.scroll_relative(y=step * max(1, self._transcript.size.height - 2), animate=False)
 
     async def _begin(self) -> None:
+        self.run_worker(lambda: import_module("kcode.tui.prose"), thread=True)
         if self._launch.first_message:
             self._conversation.send(self._launch.first_message)
         self._may_open = self._launch.needs_model
@@ -211,6 +214,9 @@ class ChatScreen(Screen[None]):
 
     async def _ask(self, question: Question) -> Reply:
         """The person's answer. Cancelled with the turn, it takes its question away."""
+        from kcode.approval import Reply
+        from kcode.tui.screens.approval import ApprovalScreen
+
         answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
         screen = ApprovalScreen(question)
 

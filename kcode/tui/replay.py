@@ -1,0 +1,60 @@
+"""A conversation from its transcript. Imported when a session opens: the transcript's module takes long to import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kcode.messages import Message, Text, ToolCall
+from kcode.messages import Thinking as ThinkingPart
+from kcode.transcript import Answered, Record, Said, Turn, TurnEnd
+from kcode.tui.blocks import Answer, Block, Thinking
+from kcode.tui.blocks import Said as SaidBlock
+from kcode.tui.call_block import Call
+from kcode.tui.turn_end import end_of_turn
+
+
+def has_turns(records: Sequence[Record]) -> bool:
+    """Whether anything was said."""
+    return any(isinstance(record, Turn) for record in records)
+
+
+def blocks_of(records: Sequence[Record]) -> list[Block]:
+    """What the user saw, less what was for the moment: notices, live output, how long thinking took."""
+    blocks: list[Block] = []
+    calls: dict[str, Call] = {}
+    for record in records:
+        match record:
+            case Turn(text=text):
+                blocks.append(SaidBlock(text))
+            case Said(message=message) if message.role == "assistant":
+                blocks += _parts_of(message, calls)
+            case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
+                calls.pop(result.call_id).finish(display, result.is_error, duration_s)
+            case TurnEnd(status=status, reason=reason, usage=usage):
+                blocks.append(end_of_turn(status, reason, usage, []))
+            case _:
+                pass
+    for call in calls.values():
+        call.stop()
+    return blocks
+
+
+def _parts_of(message: Message, calls: dict[str, Call]) -> list[Block]:
+    """The blocks of an answer; its calls are also put into `calls` by their ids."""
+    blocks: list[Block] = []
+    for part in message.parts:
+        match part:
+            case Text(text=text) if text.strip():
+                blocks.append(Answer(text))
+            case ThinkingPart(text=text) if text.strip():
+                thought = Thinking()
+                thought.append(text)
+                thought.finish(0)
+                blocks.append(thought)
+            case ToolCall(id=call_id, name=name, arguments=arguments):
+                calls[call_id] = call = Call(name)
+                call.write(name, arguments)
+                blocks.append(call)
+            case _:
+                pass
+    return blocks
