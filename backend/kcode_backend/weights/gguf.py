@@ -120,6 +120,12 @@ class GGUFFile:
             raise ModelFileError(f"{self.path}: there is no tensor {name}")
         return np.frombuffer(self._map, np.uint8, info.size, info.start)
 
+    def release(self, name: str) -> None:
+        """Lets the system take back the memory that reading this tensor has filled; reading it again works as before."""
+        info = self.tensors[name]
+        start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
+        self._map.madvise(mmap.MADV_DONTNEED, start, info.start + info.size - start)
+
     def bytes_at(self, start: int, size: int) -> bytes:
         """A copy of `size` bytes of the file from `start`, fewer at its end."""
         return self._map[start : start + size]

@@ -40,6 +40,8 @@ class WeightReader:
             known = ", ".join(QuantFormat.__members__)
             raise ModelFileError(f"tensor {name} is stored as {info.type.name}, which is not supported; supported: {known}")
         weight = packed.pack(QuantFormat[info.type.name], self._file.data(name), (rows, columns))
+        # The packed copy is the one that counts; the pages of the file would double the process's memory.
+        self._file.release(name)
         self._advance(info)
         return weight
 
