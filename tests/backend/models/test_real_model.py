@@ -2,7 +2,7 @@
 
 Measured on 2026-11-22 with the AVX2 kernels over all 512 positions and the whole vocabulary:
 
-- kcode to llama.cpp 0.3.36: KL 1.5e-3, same first choice 98.4 % (99.0 % with an earlier order of summation). Every difference is a
+- kcode to llama.cpp 0.3.36: KL 1.5e-3, same first choice 98.4 % (99.0 % with another order of summation). Every difference is a
   near tie: the first choice of llama.cpp leads by less than 0.14 there. Where it leads by 0.15 or more (477 positions) all agree.
 - To the float32 pass, without position 0: kcode KL 1.1e-3, first choice 98.8 %; llama.cpp KL 1.2e-3, first choice 99.2 %.
 - At position 0 one channel is so large that rounding activations to 8 bits loses the others: there both engines are 5.6 away from
