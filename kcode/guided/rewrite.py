@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kcode.guided.surprise import body_start, squeezed
 from kcode.guided.suspects import Suspect
@@ -22,14 +21,6 @@ MAX_FILE_CHARS = 6000
 MAX_FAILING_CHARS = 1200
 ANSWER_TOKENS = 700
 TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The suspect's definition without its indentation, up to where its statements begin."""
-
-    indent: str
-    text: str
 
 
 def brief(task: str, failing: str, suspects: Sequence[Suspect]) -> str:
@@ -52,13 +43,10 @@ def question(suspect: Suspect) -> str:
     return load("guided/rewrite", function=suspect.symbol.qualified, path=suspect.path)
 
 
-def head_of(suspect: Suspect) -> Head:
-    data = suspect.file.text.encode()
-    line = data.rfind(b"\n", 0, suspect.symbol.start_byte) + 1
-    before = data[line : suspect.symbol.start_byte].decode()
-    indent = before if not before.strip() else ""
-    text = indent + data[suspect.symbol.start_byte : body_start(suspect)].decode()
-    return Head(indent, textwrap.dedent(text))
+def head_of(suspect: Suspect) -> str:
+    """The suspect's definition without its indentation, up to where its statements begin."""
+    lines = suspect.file.text.encode()[suspect.symbol.start_byte : body_start(suspect)].count(b"\n")
+    return "".join(suspect.code.splitlines(keepends=True)[:lines])
 
 
 def ask(suspect: Suspect, attempt: int, seed: int) -> Ask:
@@ -67,7 +55,7 @@ def ask(suspect: Suspect, attempt: int, seed: int) -> Ask:
     sampling = Sampling(
         temperature=TEMPERATURES[min(attempt, len(TEMPERATURES) - 1)], top_p=0.95, seed=seed + attempt, max_tokens=ANSWER_TOKENS
     )
-    prefix = f"```{language}\n{head_of(suspect).text}"
+    prefix = f"```{language}\n{head_of(suspect)}"
     return Ask(prefix=prefix, stop=(FENCE,), sampling=sampling, offer_tools=False)
 
 

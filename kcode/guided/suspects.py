@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +39,11 @@ class Suspect:
 
     @property
     def code(self) -> str:
-        """The definition, decorators included."""
-        return source_of(self.file, self.symbol)
+        """The definition without its indentation, decorators included."""
+        data = self.file.text.encode()
+        line = data.rfind(b"\n", 0, self.symbol.start_byte) + 1
+        before = data[line : self.symbol.start_byte].decode()
+        return textwrap.dedent(("" if before.strip() else before) + source_of(self.file, self.symbol))
 
     @property
     def label(self) -> str:
