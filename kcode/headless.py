@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 import os
 import shutil
@@ -266,8 +267,8 @@ def _detail(event: CallFinished) -> str:
     if event.result.is_error:
         return f"failed: {_shortened(event.result.text)}"
     if isinstance(display, DiffDisplay):
-        old, new = display.old.splitlines(), display.new.splitlines()
-        return f"{len(old)} lines → {len(new)} lines" if old else f"new file, {len(new)} lines"
+        changes = [line[:1] for line in list(difflib.unified_diff(display.old.splitlines(), display.new.splitlines(), n=0))[2:]]
+        return f"+{changes.count('+')} -{changes.count('-')} lines"
     assert isinstance(display, PlainDisplay)
     return ""
 

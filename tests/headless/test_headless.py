@@ -40,6 +40,7 @@ def test_text_goes_to_stdout_and_progress_to_stderr(program: Program, inside: In
     assert stdout.startswith("add adds now\n\ndiff --git a/calc.py b/calc.py\n")
     assert stdout.endswith(DIFF)
     assert "  read calc.py\n" in stderr
+    assert "    +1 -1 lines\n" in stderr
     assert "finished after 3 steps" in stderr
 
 
