@@ -137,7 +137,7 @@ def test_progress_rises_to_the_total(tiny: TinyModel, write_tiny: WriteTiny) -> 
     assert {known for _, known in seen} == {total}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_flipped_header_byte_loads_or_is_refused(tiny: TinyModel, write_tiny: WriteTiny, data: st.DataObject) -> None:
     path = write_tiny(replace(tiny, layers=1))

@@ -89,7 +89,7 @@ def test_any_flipped_header_byte_loads_or_is_refused(small_file: Path) -> None:
     damaged = small_file.with_name("damaged.gguf")
     messages: list[str] = []
     for position in range(header):
-        for flip in (0x01, 0x02, 0x10, 0x80, 0xFF):
+        for flip in (0x01, 0x80, 0xFF):
             damaged.write_bytes(good[:position] + bytes([good[position] ^ flip]) + good[position + 1 :])
             try:
                 GGUFFile(damaged)
