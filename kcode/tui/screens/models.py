@@ -33,6 +33,7 @@ class ModelsScreen(ModalScreen[str | None]):
     DEFAULT_CSS = """
     ModelsScreen {
         align: center middle;
+        &.first-run { background: $background; }
         & > Vertical {
             background: $surface;
             border: round $primary;
@@ -67,7 +68,7 @@ class ModelsScreen(ModalScreen[str | None]):
             self.name = name
 
     def __init__(self, store: ModelStore, *, first_run: bool = False) -> None:
-        super().__init__()
+        super().__init__(classes="first-run" if first_run else "")
         self._store = store
         self._first_run = first_run
         self._offers: Sequence[ModelOffer] = ()
