@@ -6,9 +6,9 @@ ALONE_S = 0.8
 """Aimed duration of a pass while nobody waits for single tokens: progress is visible and a cancel acts within it."""
 SHARED_S = 0.3
 """Aimed duration of a pass that also carries decoding sequences: it is the pause between their tokens."""
-MIN_TOKENS = 32
+MIN_TOKENS = 16
 MAX_TOKENS = 512
-_FIRST_TOKENS = 64
+_FIRST_TOKENS = 32
 _SMOOTHING = 0.3
 
 
