@@ -117,6 +117,8 @@ class Reading:
     async def edits(self, place: Place) -> list[Edit]:
         """What comes of the model's choice: the line replaced, a line put before it, a line left out, one token changed."""
         at = place.score.start
+        if self._window[at] & 0xC0 == 0x80:
+            return []  # inside a character, where no edit can begin
         line = max(number for number in range(len(self._lines)) if self._starts[number] <= at)
         column = at - self._starts[line]
         head = self._lines[line].encode()[:column].decode()
@@ -167,7 +169,7 @@ def whole_lines(written: str) -> list[str]:
 
 
 def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
-    """Those that change more than spaces and bring no syntax error, each once, in order of their margin."""
+    """Those that change more than spaces, bring no syntax error and tear no character, each once, in order of their margin."""
     seen = {squeezed(original)}
     kept: list[Edit] = []
     for edit in sorted(edits, key=lambda item: -item.margin):
@@ -175,7 +177,8 @@ def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
         if key in seen:
             continue
         seen.add(key)
-        if not introduced_faults(path, original, edit.text):
+        torn = edit.text.count("\ufffd") > original.count("\ufffd")
+        if not torn and not introduced_faults(path, original, edit.text):
             kept.append(edit)
     return kept
 
