@@ -15,6 +15,8 @@ SURE = math.log(0.9)
 UNSURE = math.log(0.02)
 UNLIKELY = math.log(0.001)
 FILLERS = (b" ", b"\n", b"x")
+# One token in common says nothing of what follows.
+MIN_SUFFIX = 2
 MAX_SUFFIX = 40
 
 
@@ -29,8 +31,8 @@ class Memory:
         self._known = [tokens_of(text.encode()) for text in texts]
 
     def next_token(self, before: list[bytes]) -> bytes | None:
-        """None where no known text has the last token, and at the end of one."""
-        best, found = 0, None
+        """None where no known text has the last tokens, and at the end of one."""
+        best, found = MIN_SUFFIX - 1, None
         for known in self._known:
             for place in range(1, len(known)):
                 size = 0

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from kcode.approval import Approval
+from kcode.checkpoint import Checkpoints
+from kcode.context import Context
 from kcode.guided.suspects import Suspect
-from kcode.opening import open_policy
+from kcode.messages import system
+from kcode.model import ChatModel
+from kcode.opening import driver_of, open_policy
+from kcode.paths import find_paths
+from kcode.profiles import SMALL
 from kcode.repomap import WORD, SourceFile
+from kcode.session import Equipment, Session
 from kcode.settings import Settings
+from kcode.steps import Limits
 from kcode.tools.symbols import symbols
+from kcode.tools.toolbox import build_specs, build_tools
+from kcode.transcript import create
 from kcode_sandbox.sandbox import Sandbox
 
 Write = Callable[[dict[str, str]], None]
@@ -63,3 +74,47 @@ def suspect(path: str, text: str, qualified: str) -> Suspect:
     file = source(path, text)
     (symbol,) = [symbol for symbol in file.symbols if symbol.qualified == qualified]
     return Suspect(file, symbol, 1.0)
+
+
+Begin = Callable[..., Awaitable[Session]]
+
+
+async def no_work_to_lose() -> bool:
+    return False
+
+
+@pytest.fixture
+async def begin(workspace: Path, tmp_path: Path) -> AsyncIterator[Begin]:
+    """Opens a session that the driver of small models drives, with real tools, tests and snapshots."""
+    opened: list[Session] = []
+
+    async def begin_it(model: ChatModel, limits: Limits | None = None, seed: int = 0) -> Session:
+        sandbox = await open_policy(Settings(sandbox="workspace-write"), workspace)
+        tools = build_tools(sandbox, SMALL.tools)
+        equipment = Equipment(
+            model=model,
+            sandbox=sandbox,
+            tools=tools,
+            specs=build_specs(tools),
+            profile=SMALL,
+            limits=limits or SMALL.limits,
+            sampling=SMALL.sampling,
+            driver=driver_of(SMALL, sandbox, seed),
+            approval=Approval("auto", None, no_work_to_lose),
+            checkpoints=Checkpoints(workspace, tmp_path / "store"),
+        )
+        transcript = create(find_paths({"KCODE_HOME": str(tmp_path / "home")}).sessions(workspace), workspace, "0.1.0")
+        context = Context(transcript, None)
+        context.add(system("head"))
+        opened.append(Session(equipment, transcript, context))
+        return opened[-1]
+
+    yield begin_it
+    for session in opened:
+        await session.close()
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """The project's files but for its environment."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found if not {".venv", "__pycache__"} & set(path.parts)}
