@@ -33,7 +33,7 @@ MIN_TIMEOUT_S = 20
 RESAMPLES = 2
 # Measured on the tune half: a surprise's edit is right about twice as often as a rewrite.
 FIRST_PROPOSALS = 2
-POOR_GAIN = 0.0
+POOR_GAIN = -1.0
 # So clear that the other suspects need not be read.
 CLEAR_GAIN = 5.0
 
@@ -146,7 +146,8 @@ class Guided:
         """A version of the suspect by the model that was not tried yet; None when it only repeats itself."""
         for resample in range(RESAMPLES):
             mark = steps.mark()
-            how = rewrite.ask(suspect, number + resample, self.seed)
+            # A seed of its own: with that of the next number, the same answer would come twice.
+            how = rewrite.ask(suspect, number + resample, self.seed + resample * REWRITES_PER_SUSPECT)
             answer = await steps.ask(how, say=rewrite.question(suspect))
             steps.rewind(mark)
             code = rewrite.code_of(answer.message.text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
@@ -161,10 +162,10 @@ async def test_when_nothing_works_the_tree_is_as_it_was(begin: Begin, workspace:
     firsts = {request.messages[:-1] for request in model.requests}
     assert len(firsts) == 1
     assert [message.role for message in model.requests[0].messages] == ["system", "user", "user"]
-    seeds = [request.sampling.seed for request in model.requests]
+    assert len({request.sampling.seed for request in model.requests}) == 4, "an equal seed gives an equal answer"
     temperatures = [request.sampling.temperature or 0.0 for request in model.requests]
-    assert seeds == [7, 8, 9, 9]
     assert temperatures == sorted(temperatures)
+    assert (model.requests[0].sampling.seed, temperatures[0]) == (7, 0.0)
     assert [message.role for message in session.messages] == ["system", "user"]
 
 
@@ -295,6 +296,32 @@ async def test_interrupted_rewrite_keeps_what_was_written(begin: Begin, workspac
     assert session.messages[-1].text.startswith("```python")
     assert sum(isinstance(event, StepStarted) for event in events) == 1
     assert await kept_on_disk(session) == session.messages
+
+
+class Hanging(ReadingModel):
+    """Never finishes reading; `let_go` says whether it was told to stop."""
+
+    let_go = False
+
+    async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            self.let_go = True
+            raise
+        return await super().score(text, start, alternatives)
+
+
+@pytest.mark.usefixtures("project")
+async def test_interrupted_reading_is_cancelled(begin: Begin, workspace: Path) -> None:
+    model = Hanging(RIGHT)
+    session = await begin(model)
+    events = await interrupted_at(session, Notice)
+    assert notices(events)[1] == "reading add in calc.py for what is unlikely in it"
+    assert ending(events).status == "interrupted"
+    assert model.let_go
+    assert (workspace / "calc.py").read_text() == BROKEN
+    assert [message.role for message in session.messages] == ["system", "user"]
 
 
 @pytest.mark.usefixtures("project")
