@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from math import log
 
 from kcode.errors import EngineDied, ModelError
 from kcode.guided import rewrite
@@ -31,11 +30,10 @@ REWRITES_PER_SUSPECT = 3
 FIRST_TIMEOUT_S = 300
 MIN_TIMEOUT_S = 20
 RESAMPLES = 2
-# Measured on the tune half: a surprise's edit is right about twice as often as a rewrite.
-FIRST_PROPOSALS = 2
+# A surprise worth a test run before anything else is tried, and how many of these a suspect gets.
+CLEAR_GAIN = 1.0
+CLEAR_PER_SUSPECT = 2
 POOR_GAIN = -1.0
-# So clear that the other suspects need not be read.
-CLEAR_GAIN = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,39 +106,44 @@ class Guided:
         return tool.last_report
 
     async def _repairs(self, steps: Steps, suspects: list[Suspect]) -> AsyncGenerator[Repair, None]:
-        """Repairs to try, at most MAX_ATTEMPTS: the two best surprises, then rewrites and further surprises in turn."""
-        proposals = [found for found in await self._proposals(steps, suspects) if found.gain >= POOR_GAIN]
+        """Repairs to try, at most MAX_ATTEMPTS: each suspect's clear surprises, then rewrites and weaker surprises in turn.
+
+        A suspect is read only when the clear repairs of those before it have failed: a test run costs less than reading.
+        """
         tried = {rewrite.squeezed(suspect.code) for suspect in suspects}
+        weaker: list[Proposal] = []
+        made = 0
+        for suspect in suspects:
+            proposals = await self._proposals(steps, suspect)
+            clear = [proposal for proposal in proposals[:CLEAR_PER_SUSPECT] if proposal.gain >= CLEAR_GAIN]
+            weaker += proposals[len(clear) :]
+            for proposal in clear[: MAX_ATTEMPTS - made]:
+                made += 1
+                yield as_repair(proposal, tried)
+        weaker = sorted((proposal for proposal in weaker if proposal.gain >= POOR_GAIN), key=lambda proposal: -proposal.gain)
         rewrites = [(suspect, number) for number in range(REWRITES_PER_SUSPECT) for suspect in suspects]
-        for number in range(MAX_ATTEMPTS):
-            repair = None
-            if proposals and (number < FIRST_PROPOSALS or number % 2):
-                repair = as_repair(proposals.pop(0), tried)
+        for turn in range(MAX_ATTEMPTS - made):
+            repair = as_repair(weaker.pop(0), tried) if weaker and turn % 2 else None
             while repair is None and rewrites:
                 repair = await self._rewrite(steps, *rewrites.pop(0), tried)
-            if repair is None and proposals:
-                repair = as_repair(proposals.pop(0), tried)
+            if repair is None and weaker:
+                repair = as_repair(weaker.pop(0), tried)
             if repair is None:
                 return
             yield repair
 
-    async def _proposals(self, steps: Steps, suspects: list[Suspect]) -> list[Proposal]:
-        """What surprises the model in the suspects, best first; nothing for models that cannot say."""
+    async def _proposals(self, steps: Steps, suspect: Suspect) -> list[Proposal]:
+        """What surprises the model in the suspect, best first; nothing for models that cannot say."""
         if not isinstance(steps.model, TextModel):
             return []
-        found: list[Proposal] = []
-        for suspect in suspects:
-            steps.notice("info", f"reading {suspect.label} for what is unlikely in it")
-            try:
-                found += await propose(steps.model, suspect, steps.spend)
-            except EngineDied:
-                raise
-            except ModelError as error:
-                steps.notice("warning", f"{suspect.label} was not scored: {error}")
-            if found and max(proposal.gain for proposal in found) >= CLEAR_GAIN:
-                break
-        heaviest = max(suspect.weight for suspect in suspects)
-        return sorted(found, key=lambda proposal: -proposal.gain - 2 * log(proposal.suspect.weight / heaviest))
+        steps.notice("info", f"reading {suspect.label} for what is unlikely in it")
+        try:
+            return await propose(steps.model, suspect, steps.spend)
+        except EngineDied:
+            raise
+        except ModelError as error:
+            steps.notice("warning", f"{suspect.label} was not scored: {error}")
+            return []
 
     async def _rewrite(self, steps: Steps, suspect: Suspect, number: int, tried: set[str]) -> Repair | None:
         """A version of the suspect by the model that was not tried yet; None when it only repeats itself."""

@@ -12,20 +12,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 from kcode.guided.suspects import Suspect
 from kcode.model import Alternative, TextModel, TokenScore, Usage
 from kcode.tools.syntax import introduced_faults
 
 ALTERNATIVES = 3
-MAX_PLACES = 8
-MAX_RESCORED = 6
+MAX_PLACES = 10
+MAX_RESCORED = 12
 # A place counts when the model's choice is this much likelier than what stands there, or likely in itself.
 LIKELY_ANYWAY = -1.2
 LINE_TOKENS = 40
 CONTEXT_BYTES = 6000
-ENOUGH_GAIN = 3.0
-RESCORED_AT_ONCE = 3
+# What an edit must gain to be worth its size: most mistakes are small, and a longer text is more easily a more likely one.
+CHANGE_COST = 0.1
+ENOUGH_GAIN = 5.0
+# After this many the rest is unlikely to be better than a fair one.
+MANY_RESCORED = 8
+FAIR_GAIN = 1.0
+RESCORED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Edit:
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A new version of the suspect's file and how much likelier (natural logarithm) it makes the function."""
+    """A new version of the suspect's file; `gain`: how much likelier (natural logarithm) the function is, less its cost."""
 
     suspect: Suspect
     text: str
@@ -64,29 +70,17 @@ async def propose(model: TextModel, suspect: Suspect, spend: Spend) -> list[Prop
     """Edits of the suspect, the best first. Raises ModelError and EngineDied."""
     reading = Reading(model, suspect, spend)
     scores = await reading.scores()
-    places = surprising(scores)
+    places = reading.surprising(scores)
     found = await asyncio.gather(*(reading.edits(place) for place in places))
     edits = distinct(suspect.file.text, suspect.path, [edit for some in found for edit in some])
     scored: list[Edit] = []
     for start in range(0, min(len(edits), MAX_RESCORED), RESCORED_AT_ONCE):
         scored += await asyncio.gather(*(reading.rescored(edit, scores) for edit in edits[start : start + RESCORED_AT_ONCE]))
-        if max(edit.gain for edit in scored) >= ENOUGH_GAIN:
+        best = max(edit.gain for edit in scored)
+        if best >= ENOUGH_GAIN or (len(scored) >= MANY_RESCORED and best >= FAIR_GAIN):
             break
     scored.sort(key=lambda edit: -edit.gain)
     return [Proposal(suspect, edit.text, edit.line, edit.gain) for edit in scored]
-
-
-def surprising(scores: Sequence[TokenScore]) -> list[Place]:
-    """The places where the model would have chosen otherwise, the clearest first."""
-    places: list[Place] = []
-    for score in scores:
-        for choice in score.alternatives[: ALTERNATIVES - 1]:
-            margin = choice.logprob - score.logprob
-            is_other = abs(margin) > 1e-6
-            if is_other and "\ufffd" not in choice.text and (margin > 0 or choice.logprob > LIKELY_ANYWAY):
-                places.append(Place(score, choice, margin))
-    places.sort(key=lambda place: -place.margin)
-    return places[:MAX_PLACES]
 
 
 class Reading:
@@ -113,6 +107,24 @@ class Reading:
         scored = await self._model.score(self._window.decode(), self._body, ALTERNATIVES)
         self._spend(scored.usage)
         return scored.tokens
+
+    def surprising(self, scores: Sequence[TokenScore]) -> list[Place]:
+        """The places where the model would have chosen otherwise, the clearest first."""
+        places: list[Place] = []
+        for score in scores:
+            written = self._window[score.start : score.start + score.length].decode(errors="replace")
+            for choice in score.alternatives[: ALTERNATIVES - 1]:
+                margin = choice.logprob - score.logprob
+                is_other = choice.text.strip() != written.strip() or not (choice.text.strip() or "\n" in choice.text + written)
+                if (
+                    is_other
+                    and choice.text != written
+                    and "\ufffd" not in choice.text
+                    and (margin > 0 or choice.logprob > LIKELY_ANYWAY)
+                ):
+                    places.append(Place(score, choice, margin))
+        places.sort(key=lambda place: -place.margin)
+        return places[:MAX_PLACES]
 
     async def edits(self, place: Place) -> list[Edit]:
         """What comes of the model's choice: the line replaced, a line put before it, a line left out, one token changed."""
@@ -146,7 +158,8 @@ class Reading:
         scored = await self._model.score(window.decode(), start, 1)
         self._spend(scored.usage)
         before = sum(score.logprob for score in scores if score.start + score.length > start)
-        return Edit(edit.text, edit.line, edit.margin, sum(score.logprob for score in scored.tokens) - before)
+        gain = sum(score.logprob for score in scored.tokens) - before
+        return Edit(edit.text, edit.line, edit.margin, gain - CHANGE_COST * changed_chars(self._window.decode(), window.decode()))
 
     def _spliced(self, start: int, end: int, block: list[str], place: Place) -> Edit:
         lines = [*self._lines[:start], *block, *self._lines[end:]]
@@ -154,6 +167,24 @@ class Reading:
 
     def _whole(self, window: bytes) -> str:
         return (self._before + window + self._after).decode(errors="replace")
+
+
+def changed_chars(old: str, new: str) -> int:
+    """Characters taken away or put in, whichever are more, in the lines that differ."""
+    before, after = old.split("\n"), new.split("\n")
+    while before and after and before[0] == after[0]:
+        before, after = before[1:], after[1:]
+    while before and after and before[-1] == after[-1]:
+        before, after = before[:-1], after[:-1]
+    was, now = "\n".join(before), "\n".join(after)
+    same = sum(block.size for block in SequenceMatcher(None, was, now, autojunk=False).get_matching_blocks())
+    return max(len(was), len(now)) - same
+
+
+def is_only_comment(old: str, new: str) -> bool:
+    """Whether all that is new are lines of comments or documentation."""
+    added = set(new.split("\n")) - set(old.split("\n"))
+    return bool(added) and all(line.strip().startswith(("#", "//", "/*", '"""', "'''")) for line in added)
 
 
 def has_whole_line(written: str) -> bool:
@@ -177,6 +208,8 @@ def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
         if key in seen:
             continue
         seen.add(key)
+        if is_only_comment(original, edit.text):
+            continue
         torn = edit.text.count("\ufffd") > original.count("\ufffd")
         if not torn and not introduced_faults(path, original, edit.text):
             kept.append(edit)
