@@ -30,7 +30,6 @@ KERNELS = sorted(path for path in (ROOT / "backend" / "csrc").rglob("*") if path
 
 # What each part of kcode may import from kcode, by first path component below kcode/ (modules without .py).
 FOUNDATION = {"messages", "events", "errors", "model"}
-CORE = FOUNDATION | {"tools", "models", "settings", "profiles", "approval", "checkpoint", "transcript", "context", "loop", "repomap", "paths"}
 LAYERS: dict[str, set[str]] = {
     "messages": set(),
     "errors": set(),
@@ -44,6 +43,8 @@ LAYERS: dict[str, set[str]] = {
     "approval": FOUNDATION | {"tools"},
     "context": FOUNDATION | {"transcript", "tools"},
     "transcript": FOUNDATION | {"paths"},
+    "repomap": FOUNDATION | {"tools"},
+    "guided": FOUNDATION | {"tools", "repomap", "steps", "loop"},
 }
 
 
