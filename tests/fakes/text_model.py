@@ -47,10 +47,10 @@ class ReadingModel(ScriptedModel):
     """Answers as scripted; scores and continues text from memory.
 
     A token that memory has in its place is sure; another one is unlikely and memory's is the alternative. Where memory is blank
-    everything is equally unlikely. `read` and `continued` keep what was asked. With `broken` every score fails.
+    everything is equally unlikely. `read` and `continued` keep what was asked. With `broken` every score fails so.
     """
 
-    def __init__(self, *known: str, replies: tuple[Reply, ...] = (), broken: str = "") -> None:
+    def __init__(self, *known: str, replies: tuple[Reply, ...] = (), broken: ModelError | None = None) -> None:
         super().__init__(Script(replies=replies))
         self._memory = Memory(*known)
         self._broken = broken
@@ -59,8 +59,8 @@ class ReadingModel(ScriptedModel):
 
     async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
         self.read.append((text, start))
-        if self._broken:
-            raise ModelError(self._broken)
+        if self._broken is not None:
+            raise self._broken
         tokens = tokens_of(text.encode())
         scores: list[TokenScore] = []
         at = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kcode.context import build, orphans
+from kcode.errors import EngineDied, ModelError
 from kcode.events import CallFinished, CallStarted, Event, Notice, StepStarted, TestsDisplay, TextPiece
 from kcode.guided.drive import REWRITES_PER_SUSPECT
 from kcode.messages import Message
@@ -171,7 +172,7 @@ async def test_when_nothing_works_the_tree_is_as_it_was(begin: Begin, workspace:
 
 @pytest.mark.usefixtures("project")
 async def test_rewrite_equal_to_the_original_is_not_judged(begin: Begin, workspace: Path) -> None:
-    model = ScriptedModel(Script(replies=(rewrite("a - b"), rewrite("a - b   ", "\n\n"), rewrite("a + b"))))
+    model = ScriptedModel(Script(replies=(rewrite("a - b   ", "\n\n"), rewrite("a - b"), rewrite("a + b"))))
     assert not isinstance(model, TextModel)
     session = await begin(model)
     events = await collect(session, TASK)
@@ -229,11 +230,21 @@ async def test_without_a_suspect_the_model_works_freely(begin: Begin, write: Wri
 
 @pytest.mark.usefixtures("project")
 async def test_model_that_cannot_score_still_rewrites(begin: Begin, workspace: Path) -> None:
-    model = ReadingModel(RIGHT, replies=(rewrite("a + b"),), broken="HTTP 413: too long")
+    model = ReadingModel(RIGHT, replies=(rewrite("a + b"),), broken=ModelError("HTTP 413: too long"))
     events = await collect(await begin(model), TASK)
     assert ending(events).status == "finished"
     assert (workspace / "calc.py").read_text() == RIGHT
     assert "add in calc.py was not scored: HTTP 413: too long" in notices(events)
+
+
+@pytest.mark.usefixtures("project")
+async def test_dead_engine_ends_the_turn_with_its_reason(begin: Begin, workspace: Path) -> None:
+    model = ReadingModel(RIGHT, replies=(rewrite("a + b"),), broken=EngineDied("the engine ended: killed"))
+    session = await begin(model)
+    end = ending(await collect(session, TASK))
+    assert (end.status, end.reason) == ("error", "the engine ended: killed")
+    assert (workspace / "calc.py").read_text() == BROKEN
+    assert not session.is_busy
 
 
 @pytest.mark.usefixtures("project")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kcode.errors import ModelError
-from kcode.guided.drive import FIRST_PROPOSALS, as_repair
+from kcode.guided.drive import as_repair
 from kcode.guided.surprise import CONTEXT_BYTES, MAX_RESCORED, Proposal, body_start, propose, squeezed
 from kcode.model import Alternative, Continuation, ScoredText, TextModel, Usage
 from kcode.tools.functions import rewritten
@@ -81,8 +81,8 @@ async def test_replaced_line_is_found(old: str, new: str, line: int) -> None:
 async def test_missing_line_is_put_in(line: str) -> None:
     text = wrong(line, "")
     if line.count("\n") == 1:
-        # As likely as with its last line replaced, so it may come second; the driver tries two before anything else.
-        assert RIGHT in [proposal.text for proposal in await proposals(text)][:FIRST_PROPOSALS]
+        # The end of the function is not read: with the line in place of the next one the text is as likely.
+        assert RIGHT in [proposal.text for proposal in await proposals(text)][:2]
     else:
         # One edit puts one line in: two lines that need each other are beyond it, and nothing unparsable is proposed.
         assert RIGHT not in [proposal.text for proposal in await proposals(text)]
@@ -98,6 +98,15 @@ async def test_missing_line_is_put_in(line: str) -> None:
 )
 async def test_extra_line_is_left_out(after: str, extra: str) -> None:
     assert (await best(wrong(after, after + extra))).text == RIGHT
+
+
+@pytest.mark.parametrize("before", ["", "def unrelated(x):\n    return x\n\n\n" * 300], ids=["short file", "long file"])
+async def test_single_token_is_changed_where_the_rest_of_the_line_is_right(before: str) -> None:
+    """The model would finish the line as it knows it, which is not how this file has it."""
+    right = before + wrong("item.value * item.count", "item.value * item.weight")
+    text = wrong("result += item", "result -= item", right)
+    found = {proposal.text: proposal.line for proposal in await proposals(text)}
+    assert found[right] == right[: right.index("result += item")].count("\n")
 
 
 async def test_right_function_gets_no_proposal() -> None:
@@ -256,7 +265,7 @@ async def test_every_request_is_paid_for() -> None:
 
 async def test_what_the_model_refuses_is_passed_on() -> None:
     with pytest.raises(ModelError, match="no such thing"):
-        await propose(ReadingModel(broken="no such thing"), suspect("sums.py", RIGHT, "total"), lambda usage: None)
+        await propose(ReadingModel(broken=ModelError("no such thing")), suspect("sums.py", RIGHT, "total"), lambda usage: None)
 
 
 @pytest.mark.parametrize(

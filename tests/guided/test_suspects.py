@@ -120,11 +120,19 @@ async def test_inner_frames_weigh_more_than_the_callers_above(sandbox: Sandbox, 
 
 
 async def test_what_only_failing_tests_use_beats_what_passing_ones_use_too(sandbox: Sandbox, write: Write) -> None:
+    for kept, other in (("parse", "greeting"), ("greeting", "parse")):
+        # The failing test uses both functions, a passing one the other alone.
+        passing = TESTS.replace(f"def test_{kept}():", f"def {kept}_unused():")
+        files = {"shop.py": SHOP, "tests/test_shop.py": passing}
+        found = await suspects(sandbox, write, "fix the tests", failing("test_both"), files=files)
+        assert list(found) == [kept, other]
+        assert found[kept] > found[other]
+
+
+async def test_what_most_failing_tests_use_beats_what_one_uses(sandbox: Sandbox, write: Write) -> None:
     found = await suspects(sandbox, write, "fix the tests", failing("test_greeting"), failing("test_both"))
     assert list(found) == ["greeting", "parse"]
-    assert found["greeting"] > 1.4 * found["parse"]
-    other = await suspects(sandbox, write, "fix the tests", failing("test_parse"), failing("test_both"))
-    assert list(other) == ["parse", "greeting"]
+    assert found["greeting"] > found["parse"]
 
 
 async def test_what_a_suspect_calls_is_suspected_less(sandbox: Sandbox, write: Write) -> None:
