@@ -46,7 +46,8 @@ def question(suspect: Suspect) -> str:
 def head_of(suspect: Suspect) -> str:
     """The suspect's definition without its indentation, up to where its statements begin."""
     lines = suspect.file.text.encode()[suspect.symbol.start_byte : body_start(suspect)].count(b"\n")
-    return "".join(suspect.code.splitlines(keepends=True)[:lines])
+    # Lines as bytes have them: str.splitlines also cuts at form feeds and the like.
+    return "".join(line + "\n" for line in suspect.code.split("\n")[:lines])
 
 
 def ask(suspect: Suspect, attempt: int, seed: int) -> Ask:
