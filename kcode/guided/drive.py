@@ -59,6 +59,7 @@ class Guided:
         if before is None or before.ok or not (before.failing or before.failed or before.errors):
             return await work(steps, text)
         files = await load_sources(self.sandbox, words_of(text))
+        self._forget_reads(steps)
         suspects = find_suspects(files, text, before.failing, MAX_SUSPECTS)
         if not suspects:
             steps.notice("info", "no function stands out as the cause; the model works freely")
@@ -82,7 +83,7 @@ class Guided:
 
     @staticmethod
     def _forget_reads(steps: Steps) -> None:
-        """The restored files are not those the tools last saw; nobody else changed them."""
+        """The files are not those the tools last saw: the driver has just read them anew, or restored them itself."""
         for tool in steps.tools:
             if isinstance(tool, RewriteFunctionTool):
                 tool.files.forget()

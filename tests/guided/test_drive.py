@@ -129,6 +129,18 @@ async def test_repair_is_told_to_the_model_as_its_own_call(begin: Begin) -> None
 
 
 @pytest.mark.usefixtures("project")
+async def test_next_turn_repairs_what_the_person_changed_meanwhile(begin: Begin, workspace: Path) -> None:
+    session = await begin(ReadingModel(RIGHT))
+    await collect(session, TASK)
+    (workspace / "calc.py").write_text(WORSE)
+    events = await collect(session, "it fails again")
+    end = ending(events)
+    assert (end.status, end.attempts) == ("finished", 1), end
+    assert (workspace / "calc.py").read_text() == RIGHT
+    assert len(runs(events)) == 2
+
+
+@pytest.mark.usefixtures("project")
 async def test_rewrite_repairs_after_a_wrong_surprise(begin: Begin, workspace: Path) -> None:
     model = Watched(workspace, WORSE, replies=(rewrite("a + b"),))
     session = await begin(model)
