@@ -28,7 +28,7 @@ run: setup
 	$(BIN)/python -m kcode_bench.demo --example $(EXAMPLE) --model $(MODEL)
 
 test: setup
-	$(BIN)/python -m pytest -m "not model and not slow and not gpu and not peer"
+	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not model and not slow and not gpu and not peer"
 
 # What `make test` leaves out: slow tests and those with the real model.
 test-slow: setup
