@@ -8,14 +8,26 @@ is given beside the elapsed time: with one thread it stays comparable when the m
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 Times = dict[str, float]
 Job = Callable[[list[int], int], Times]
+
+
+class LlamaCpp(Protocol):
+    """What is used of llama_cpp.Llama."""
+
+    def reset(self) -> None: ...
+
+    def eval(self, tokens: list[int]) -> None: ...
+
+    def sample(self, *, temp: float) -> int: ...
 
 
 def kcode(model: Path, threads: int) -> Job:
@@ -46,10 +58,10 @@ def kcode(model: Path, threads: int) -> Job:
 
 
 def llama_cpp(model: Path, threads: int) -> Job:
-    """llama-cpp-python."""
-    import llama_cpp
-
-    engine = llama_cpp.Llama(str(model), n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False)
+    """llama-cpp-python, which is installed beside this interpreter only."""
+    engine: LlamaCpp = importlib.import_module("llama_cpp").Llama(
+        str(model), n_ctx=4096, n_threads=threads, n_threads_batch=threads, verbose=False
+    )
 
     def job(prompt: list[int], answer: int) -> Times:
         engine.reset()
