@@ -68,18 +68,28 @@ class Guided:
         snapshot = await steps.snapshot()
         steps.say(rewrite.brief(text, before.text(rewrite.MAX_FAILING_CHARS), suspects))
         timeout_s = max(MIN_TIMEOUT_S, int(before.duration_s * 3) + 10)
-        async with aclosing(self._repairs(steps, suspects)) as repairs:
-            async for repair in repairs:
-                mark = steps.mark()
-                report = await self._try(steps, repair, timeout_s)
-                if report is not None and report.ok:
-                    return Ending("finished", "the tests pass", self._success(repair, before, report), self.attempts)
-                await steps.restore(snapshot)
-                self._forget_reads(steps)
-                steps.rewind(mark)
-                steps.take_steering()
+        fixed: Ending | None = None
+        try:
+            async with aclosing(self._repairs(steps, suspects)) as repairs:
+                async for repair in repairs:
+                    mark = steps.mark()
+                    report = await self._try(steps, repair, timeout_s)
+                    if report is not None and report.ok:
+                        fixed = Ending("finished", "the tests pass", self._success(repair, before, report), self.attempts)
+                        return fixed
+                    await self._clean(steps, snapshot)
+                    steps.rewind(mark)
+                    steps.take_steering()
+        finally:
+            # An interrupt or a limit may come while a repair is being tested: what no test has judged does not stay.
+            if fixed is None:
+                await self._clean(steps, snapshot)
         reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
         return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {before.counts}.", self.attempts)
+
+    async def _clean(self, steps: Steps, snapshot: str) -> None:
+        await steps.restore(snapshot)
+        self._forget_reads(steps)
 
     @staticmethod
     def _forget_reads(steps: Steps) -> None:

@@ -294,11 +294,12 @@ async def kept_on_disk(session: Session) -> tuple[Message, ...]:
 
 
 @pytest.mark.usefixtures("project")
-async def test_interrupted_run_of_tests_is_recorded_and_can_be_undone(begin: Begin, workspace: Path) -> None:
+async def test_interrupt_takes_back_the_repair_that_no_test_has_judged(begin: Begin, workspace: Path) -> None:
     endless = rewrite("a + b", "    import time\n\n    time.sleep(60)\n")
     session = await begin(ScriptedModel(Script(replies=(endless,))))
     events = await interrupted_at(session, CallStarted, "run_tests")
     assert ending(events).status == "interrupted"
+    assert (workspace / "calc.py").read_text() == BROKEN
     assert orphans(session.messages) == []
     assert session.messages[-1].results[0].is_error
     assert [call.name for message in session.messages for call in message.calls] == ["rewrite_function", "run_tests"]
