@@ -72,12 +72,15 @@ def find_paths(environment: dict[str, str] | None = None) -> Paths:
         base = Path(home).expanduser().absolute()
         return Paths(base / "config", base / "data", base / "state", base / "cache", _short(base / "run"))
     dirs = platformdirs.PlatformDirs("kcode", appauthor=False)
+    # Many containers and ssh sessions have no runtime folder, or name one that does not exist.
+    runtime = env.get("XDG_RUNTIME_DIR", "")
+    run = Path(runtime, "kcode") if runtime and os.access(runtime, os.W_OK) else Path(dirs.user_state_dir, "run")
     return Paths(
         Path(dirs.user_config_dir),
         Path(dirs.user_data_dir),
         Path(dirs.user_state_dir),
         Path(dirs.user_cache_dir),
-        _short(Path(dirs.user_runtime_dir)),
+        _short(run),
     )
 
 

@@ -17,13 +17,13 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TASK = "A test fails. Find the bug and fix it."
 
 
-def prepare(example: str) -> Path:
-    """A fresh copy of the example as a git repository with one commit."""
+def prepare(example: str, parent: Path) -> Path:
+    """A fresh copy of the example below `parent`, as a git repository with one commit. Raises StartError."""
     source = EXAMPLES / example
     if not source.is_dir():
         known = ", ".join(sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir()))
         raise StartError(f"there is no example {example!r} in {EXAMPLES}; there are: {known}")
-    folder = Path(tempfile.mkdtemp(prefix="kcode-demo-")) / example
+    folder = parent / example
     shutil.copytree(source, folder)
     identity = ["-c", "user.name=kcode demo", "-c", "user.email=demo@example.com", "-c", "commit.gpgsign=false"]
     for arguments in (["init", "-q", "-b", "main"], ["add", "-A"], [*identity, "commit", "-q", "-m", "The example as it came"]):
@@ -38,7 +38,7 @@ def prepare(example: str) -> Path:
 def main(example: str, model: str, headless: bool) -> None:
     """Copy an example repository with a bug and let kcode fix it."""
     try:
-        folder = prepare(example)
+        folder = prepare(example, Path(tempfile.mkdtemp(prefix="kcode-demo-")))
     except KcodeError as error:
         click.echo(f"demo: {error}", err=True)
         sys.exit(error.exit_code)

@@ -1,8 +1,7 @@
-"""Models for the tests of the engine: tiny random ones written on the spot, and the real one for tests marked `model`."""
+"""Models for the tests of the engine: tiny random ones, written on the spot."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +10,6 @@ import gguf
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-REAL_MODEL = "qwen2.5-coder-1.5b"
 MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("o", "r"), ("Ġw", "or"), ("l", "d"), ("Ġwor", "ld"))
 SPECIAL = {"<|endoftext|>": 3, "<|im_start|>": 3, "<|im_end|>": 3, "<tool_call>": 4, "</tool_call>": 4}
 
@@ -68,17 +65,6 @@ def write_tiny(tmp_path: Path) -> WriteTiny:
         return path
 
     return write
-
-
-@pytest.fixture(scope="session")
-def real_model() -> Path:
-    """The default model: KCODE_TEST_MODEL, or pulled once into .models of the checkout."""
-    named = os.environ.get("KCODE_TEST_MODEL")
-    if named:
-        return Path(named)
-    from kcode_backend import pull
-
-    return pull.pull(REAL_MODEL, ROOT / ".models")
 
 
 def tiny_vocabulary() -> tuple[list[str], list[int], list[str]]:
