@@ -63,7 +63,7 @@ class Guided:
         suspects = find_suspects(files, text, before.failing, MAX_SUSPECTS)
         if not suspects:
             steps.notice("info", "no function stands out as the cause; the model works freely")
-            return await work(steps, text)
+            return await self._free(steps, text)
         steps.notice("info", f"suspected: {', '.join(suspect.label for suspect in suspects)}")
         snapshot = await steps.snapshot()
         steps.say(rewrite.brief(text, before.text(rewrite.MAX_FAILING_CHARS), suspects))
@@ -86,6 +86,14 @@ class Guided:
                 await self._clean(steps, snapshot)
         reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
         return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {before.counts}.", self.attempts)
+
+    async def _free(self, steps: Steps, text: str) -> Ending:
+        """The free loop on failing tests; they have the last word on whether it is finished."""
+        ending = await work(steps, text)
+        after = await self._test(steps, FIRST_TIMEOUT_S)
+        if ending.status != "finished" or after is None or after.ok:
+            return ending
+        return Ending("limit", f"the model stopped, but tests still fail: {after.counts}", ending.result)
 
     async def _clean(self, steps: Steps, snapshot: str) -> None:
         await steps.restore(snapshot)

@@ -20,6 +20,7 @@ USED_WEIGHT = 4.0
 CALLED_SHARE = 0.5
 MENTION_WEIGHT = 8.0
 MAX_FUNCTION_LINES = 120
+NAME = re.compile(r"[A-Za-z_$][\w$]*")
 
 Weights = defaultdict[tuple[str, str], float]
 """Per file and qualified name."""
@@ -123,7 +124,7 @@ def shares(sources: Sequence[str]) -> dict[str, float]:
     """The part of the sources that each name stands in."""
     counts: Counter[str] = Counter()
     for source in sources:
-        counts.update(set(WORD.findall(source)))
+        counts.update(set(NAME.findall(source)))
     return {name: count / len(sources) for name, count in counts.items()}
 
 
@@ -163,7 +164,7 @@ def spread_to_callees(files: Sequence[SourceFile], weights: Weights) -> None:
                 weight = weights[file.path, symbol.qualified]
                 if weight > 0:
                     body = file.text.encode()[symbol.core_byte : symbol.end_byte].decode()
-                    for word in set(WORD.findall(body)) - {symbol.name}:
+                    for word in set(NAME.findall(body)) - {symbol.name}:
                         called[word] = max(called.get(word, 0.0), CALLED_SHARE * weight)
         for file in files:
             for symbol in functions(file):

@@ -231,11 +231,11 @@ async def test_without_a_failing_test_the_model_works_freely(
 
 
 @pytest.mark.usefixtures("bare_python")
-async def test_without_a_suspect_the_model_works_freely(begin: Begin, write: Write) -> None:
+async def test_without_a_suspect_the_model_works_freely_and_the_tests_have_the_last_word(begin: Begin, write: Write) -> None:
     write({"tests/test_nothing.py": "def test_nothing():\n    assert 1 == 2\n", "calc.py": RIGHT})
     model = ReadingModel(RIGHT, replies=(Reply(text="There is nothing to fix."),))
     events = await collect(await begin(model), "fix it")
-    assert ending(events).status == "finished"
+    assert (ending(events).status, ending(events).reason) == ("limit", "the model stopped, but tests still fail: 1 failed")
     assert "no function stands out as the cause; the model works freely" in notices(events)
     assert model.read == []
 

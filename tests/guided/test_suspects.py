@@ -129,6 +129,13 @@ async def test_what_only_failing_tests_use_beats_what_passing_ones_use_too(sandb
         assert found[kept] > found[other]
 
 
+async def test_a_name_of_one_letter_is_a_name(sandbox: Sandbox, write: Write) -> None:
+    tests = "from series import f\n\n\ndef test_both():\n    assert f(2) == [1, 2]\n"
+    files = {"series.py": "def f(n):\n    return list(range(n))\n", "tests/test_shop.py": tests}
+    found = await suspects(sandbox, write, "fix the tests", failing("test_both"), files=files)
+    assert list(found) == ["f"]
+
+
 async def test_what_most_failing_tests_use_beats_what_one_uses(sandbox: Sandbox, write: Write) -> None:
     found = await suspects(sandbox, write, "fix the tests", failing("test_greeting"), failing("test_both"))
     assert list(found) == ["greeting", "parse"]
