@@ -131,8 +131,9 @@ async def test_what_only_failing_tests_use_beats_what_passing_ones_use_too(sandb
 
 async def test_a_name_of_one_letter_is_a_name(sandbox: Sandbox, write: Write) -> None:
     tests = "from series import f\n\n\ndef test_both():\n    assert f(2) == [1, 2]\n"
-    files = {"series.py": "def f(n):\n    return list(range(n))\n", "tests/test_shop.py": tests}
-    found = await suspects(sandbox, write, "fix the tests", failing("test_both"), files=files)
+    files = {"series.py": "def f(n):\n    return list(range(n))\n", "tests/test_series.py": tests}
+    broken = FailingTest("test_both", "AssertionError", (Frame("tests/test_series.py", 5, "test_both", ""),))
+    found = await suspects(sandbox, write, "fix the tests", broken, files=files)
     assert list(found) == ["f"]
 
 
