@@ -49,6 +49,11 @@ KC_INLINE Bytes broadcast_quad(const void *from) {
 }
 
 KC_INLINE Words broadcast_pair(const void *from) { return bits<Words>(broadcast_quad(from)); }
+KC_INLINE Floats broadcast_float(const void *from) {
+    float value;
+    __builtin_memcpy(&value, from, 4);
+    return splat(value);
+}
 KC_INLINE Floats to_floats(Ints ints) { return __builtin_convertvector(ints, Floats); }
 KC_INLINE Floats absolute(Floats v) { return bits<Floats>(bits<Unsigned>(v) & 0x7fffffffu); }
 KC_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }

@@ -1,18 +1,21 @@
-// y = W x + b over packed weights, integer inside a block of columns, float across blocks.
+// y = W x + b over packed weights, integer inside a group of 32 columns, float across groups.
 //
-// For a block of 256 columns of a K-quant (s, m: sub-scales of its groups; q, X: integers of weight and activation):
-//   Q4_K, Q5_K: y += dx * (d * sum_g s_g sum(q X) - dmin * sum_g m_g sum(X))        Q6_K: y += dx * d * sum_g s_g sum((q - 32) X)
+// For a block of 256 columns of a K-quant (g: group of 32; s, m: sub-scales; q, X: integers of weight and activation, x ~ dx_g X):
+//   Q4_K, Q5_K: y += d * sum_g dx_g s_g sum(q X) - dmin * sum_g m_g dx_g sum(X)
+//   Q6_K      : y += d * sum_g dx_g (s_g0 sum((q - 32) X) + s_g1 sum((q - 32) X)), a sub-scale for each 16 columns
 // AVX2: one vpmaddubsw multiplies 8 rows x 4 columns, and 16-bit results of 8 quads (Q6_K: 4) are added before one vpmaddwd
 // multiplies by the sub-scale and widens. A CPU with one 128-bit integer multiplier (Zen 1) then spends 8 of 9 (4 of 5)
 // multiplications on the product itself. Q6_K's sums fit because they start at -32 sum(X): the total is that of centred weights.
 // One token: weights are expanded in registers on their way from memory (decode; bound by memory).
 // More tokens: two tiles (2 x 8 or 16 rows x 256 columns, 4 or 8 KB) are expanded into the first-level cache and multiplied with
 // every token of a block, 3 tokens x 2 tiles at a time: 12 accumulators fill the 16 registers (prefill; bound by the multiplier).
-// Measured on one Zen 1 core, Q4_K, multiply-adds per cycle: 4 x 1 tiles 12.7, 2 x 2 13.1, 3 x 2 13.8 of 14.2 possible.
+// Measured on one Zen 1 core, Q4_K, the integer part alone, multiply-adds per cycle: 4 x 1 tiles 12.7, 2 x 2 13.1, 3 x 2 13.8 of
+// 14.2 possible.
 
 template <class F> struct Expanded {  // one tile of a K-quant, ready to multiply
     Bytes quad[64];
-    Words scale[256 / F::scale_columns], minimum[4];
+    Words scale[256 / F::scale_columns];
+    Floats minimum[8];
     Floats d, dmin;
 };
 
@@ -31,8 +34,12 @@ template <class F> KC_INLINE void expand(const uint8_t *tile, Expanded<F> &to) {
     }
     to.d = load_halves(tile + Tile::d * LANES);
     if constexpr (F::has_minimum) {
-        for (int pair = 0; pair < 4; pair++) to.minimum[pair] = F::minimum_pair(tile, pair);
         to.dmin = load_halves(tile + Tile::dmin * LANES);
+        for (int pair = 0; pair < 4; pair++) {
+            const Ints minimums = bits<Ints>(F::minimum_pair(tile, pair));
+            to.minimum[2 * pair] = to_floats(minimums & 0xffff);
+            to.minimum[2 * pair + 1] = to_floats(minimums >> 16);
+        }
     }
 }
 
@@ -46,59 +53,74 @@ constexpr int MAX_TILES = 2;
 
 template <class F, int T, int R> KC_INLINE void multiply_expanded(const Expanded<F> *tile, const uint8_t *x, Floats (*acc)[MAX_TILES]) {
     constexpr int STEP = quads_per_fold<F>();
-    Ints sum[T][R] = {};
-    for (int fold_index = 0; fold_index < 64 / STEP; fold_index++) {
-        const int quad = fold_index * STEP;
-        Dot dots[T][R] = {};
-        if constexpr (!F::has_minimum) {
+    Floats sum[T][R] = {};
+    for (int group = 0; group < 8; group++) {
+        Ints part[T][R];
+#pragma GCC unroll 2
+        for (int first = 0; first < 8; first += STEP) {
+            const int quad = group * 8 + first;
+            Dot dots[T][R] = {};
+            if constexpr (!F::has_minimum) {
 #pragma GCC unroll 4
-            for (int t = 0; t < T; t++) {
-                const Dot first = start_dot(x + Wide::offsets * T + (fold_index * T + t) * 4);
-                for (int r = 0; r < R; r++) dots[t][r] = first;
+                for (int t = 0; t < T; t++) {
+                    const Dot start = start_dot(x + Wide::offsets * T + (quad / 4 * T + t) * 4);
+                    for (int r = 0; r < R; r++) dots[t][r] = start;
+                }
             }
-        }
-        const uint8_t *q = x + quad * T * 4;
+            const uint8_t *q = x + quad * T * 4;
 #pragma GCC unroll 8
-        for (int i = 0; i < STEP; i++) {
-            Bytes w[R];
-            for (int r = 0; r < R; r++) w[r] = tile[r].quad[quad + i];
+            for (int i = 0; i < STEP; i++) {
+                Bytes w[R];
+                for (int r = 0; r < R; r++) w[r] = tile[r].quad[quad + i];
+#pragma GCC unroll 4
+                for (int t = 0; t < T; t++) {
+                    const Bytes value = broadcast_quad(q + (i * T + t) * 4);
+                    for (int r = 0; r < R; r++) dots[t][r] = dot(dots[t][r], w[r], value);
+                }
+            }
+#pragma GCC unroll 4
+            for (int t = 0; t < T; t++)
+                for (int r = 0; r < R; r++) {
+                    const Ints folded = fold(dots[t][r], tile[r].scale[F::scale_columns == 32 ? group : quad / 4]);
+                    part[t][r] = first ? part[t][r] + folded : folded;
+                }
+        }
+#pragma GCC unroll 4
+        for (int t = 0; t < T; t++) {
+            const Floats dx = broadcast_float(x + Wide::d * T + (group * T + t) * 4);
+            for (int r = 0; r < R; r++) sum[t][r] += to_floats(part[t][r]) * dx;
+        }
+    }
+#pragma GCC unroll 4
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) acc[t][r] += sum[t][r] * tile[r].d;
+    if constexpr (F::has_minimum) {
+        Floats minimum[T][R] = {};
+        for (int group = 0; group < 8; group++) {
+            const uint8_t *totals = x + Wide::sums * T + group * T * 4;
 #pragma GCC unroll 4
             for (int t = 0; t < T; t++) {
-                const Bytes value = broadcast_quad(q + (i * T + t) * 4);
-                for (int r = 0; r < R; r++) dots[t][r] = dot(dots[t][r], w[r], value);
+                const Floats total = broadcast_float(totals + t * 4);
+                for (int r = 0; r < R; r++) minimum[t][r] += tile[r].minimum[group] * total;
             }
         }
 #pragma GCC unroll 4
         for (int t = 0; t < T; t++)
-            for (int r = 0; r < R; r++) sum[t][r] += fold(dots[t][r], tile[r].scale[quad * 4 / F::scale_columns]);
+            for (int r = 0; r < R; r++) acc[t][r] -= minimum[t][r] * tile[r].dmin;
     }
-    float dx[T];
-    __builtin_memcpy(dx, x + Wide::d * T, 4 * T);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) {
-            Floats total = to_floats(sum[t][r]) * tile[r].d;
-            if constexpr (F::has_minimum) {
-                Ints minimum = {};
-#pragma GCC unroll 4
-                for (int pair = 0; pair < 4; pair++)
-                    minimum += multiply_pairs(tile[r].minimum[pair], broadcast_pair(x + Wide::sums * T + (pair * T + t) * 4));
-                total -= to_floats(minimum) * tile[r].dmin;
-            }
-            acc[t][r] += total * dx[t];
-        }
 }
 
 // How far ahead of its use a decode step asks for weights, about one memory latency: tiles are too short for the hardware to
 // predict. Measured: 5-7 GB/s per core without, 10-11 with.
 constexpr int PREFETCH_BYTES = 2048;
 
-// One token, one tile, straight from the packed bytes.
+// One token, one tile, straight from the packed bytes. The order of operations is that of multiply_expanded: a token's result is
+// the same to the bit whatever else is computed with it.
 template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const uint8_t *x, Floats acc) {
     typedef typename F::Tile Tile;
     constexpr int STEP = quads_per_fold<F>(), GROUPS_PER_PAIR = F::scale_columns / 16, PAIRS = 128 / F::scale_columns;
     constexpr int PAIR_BYTES = (Tile::bytes * LANES + PAIRS - 1) / PAIRS;
-    Ints sum = {}, minimum = {};
+    Floats sum = {}, minimum = {};
     for (int pair = 0; pair < PAIRS; pair++) {
 #pragma GCC unroll 16
         for (int line = 0; line < PAIR_BYTES; line += 64) __builtin_prefetch(tile + PREFETCH_BYTES + pair * PAIR_BYTES + line);
@@ -110,22 +132,26 @@ template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const u
             Bytes w[8];
             F::quads(tile, group, w);
             const uint8_t *q = x + group * 32;
+            Ints part = {};
 #pragma GCC unroll 4
             for (int first = 0; first < 8; first += STEP) {
                 Dot dots = {};
                 if constexpr (!F::has_minimum) dots = start_dot(x + Wide::offsets + (group * 2 + first / 4) * 4);
 #pragma GCC unroll 8
                 for (int j = first; j < first + STEP; j++) dots = dot(dots, w[j], broadcast_quad(q + j * 4));
-                sum += fold(dots, scale[F::scale_columns == 32 ? i : first / 4]);
+                part += fold(dots, scale[F::scale_columns == 32 ? i : first / 4]);
             }
+            sum += to_floats(part) * broadcast_float(x + Wide::d + group * 4);
         }
-        if constexpr (F::has_minimum) minimum += multiply_pairs(F::minimum_pair(tile, pair), broadcast_pair(x + Wide::sums + pair * 4));
+        if constexpr (F::has_minimum) {
+            const Ints minimums = bits<Ints>(F::minimum_pair(tile, pair));
+            minimum += to_floats(minimums & 0xffff) * broadcast_float(x + Wide::sums + pair * 8);
+            minimum += to_floats(minimums >> 16) * broadcast_float(x + Wide::sums + pair * 8 + 4);
+        }
     }
-    float dx;
-    __builtin_memcpy(&dx, x + Wide::d, 4);
-    Floats total = to_floats(sum) * load_halves(tile + Tile::d * LANES);
-    if constexpr (F::has_minimum) total -= to_floats(minimum) * load_halves(tile + Tile::dmin * LANES);
-    return acc + total * dx;
+    acc += sum * load_halves(tile + Tile::d * LANES);
+    if constexpr (F::has_minimum) acc -= minimum * load_halves(tile + Tile::dmin * LANES);
+    return acc;
 }
 
 // Q4_0 and Q8_0: w holds the 8 quads of a block of 32 columns.

@@ -1,9 +1,11 @@
 // Activations as 8-bit integers, laid out for the dot products of linear.h.
 //
-// Per token and block of columns: x ~ d * q with q = round(x * 127 / max|x|), d = max|x| / 127. Tokens are taken
-// TOKEN_TILE at a time (the last tile has the rest), and a block of a tile is contiguous:
-//   256 columns: q i8[64 quads][T][4], sums over 32 columns i16[4][T][2], offsets i16[16][T][2], d f32[T]
+// Per token and group of 32 columns: x ~ d * q with q = round(x * 127 / max|x|), d = max|x| / 127. A group is short so that a
+// large value costs few others their precision. Tokens are taken TOKEN_TILE at a time (the last tile has the rest), and a block
+// of a tile is contiguous:
+//   256 columns: q i8[64 quads][T][4], offsets i16[16][T][2], sums f32[8][T], d f32[8][T]
 //                offsets of 16 columns: -32 times the sum of columns 0 and 1 of each quad, and of columns 2 and 3 (isa.h)
+//                sums of 32 columns: d times the sum of q
 //   32 columns : q i8[8 quads][T][4], sum i32[T], d f32[T]
 // Blocks of one column range follow each other over all tokens: [block][tile], because the product walks them that way.
 
@@ -11,7 +13,7 @@ constexpr int TOKEN_TILE = 3, MAX_TOKEN_BLOCK = 126;
 constexpr int CENTRE = 32;  // Q6_K stores w + 32
 
 struct Wide {  // blocks of 256 columns, for K-quants
-    static constexpr int columns = 256, sums = 256, offsets = 272, d = 336, bytes = 340;
+    static constexpr int columns = 256, offsets = 256, sums = 320, d = 352, bytes = 384;
 };
 struct Narrow {  // blocks of 32 columns, for Q4_0 and Q8_0
     static constexpr int columns = 32, sum = 32, d = 36, bytes = 40;
@@ -23,13 +25,13 @@ struct QuantizeJob {
     int tokens, columns;
 };
 
-// Rounds `columns` floats into q (given as quads `stride` bytes apart) and returns d.
-template <int COLUMNS> KC_INLINE float quantize_run(const float *x, uint8_t *q, int stride) {
+// Rounds 32 floats into q (given as quads `stride` bytes apart) and returns d.
+KC_INLINE float quantize_group(const float *x, uint8_t *q, int stride) {
     Floats largest = {};
-    for (int i = 0; i < COLUMNS; i += LANES) largest = maximum(largest, absolute(load<Floats>(x + i)));
+    for (int i = 0; i < 32; i += LANES) largest = maximum(largest, absolute(load<Floats>(x + i)));
     const float peak = max_lanes(largest);
     const Floats inverse = splat(peak > 0 ? 127.0f / peak : 0.0f), magic = splat(12582912.0f);
-    for (int i = 0; i < COLUMNS; i += LANES) {
+    for (int i = 0; i < 32; i += LANES) {
         const Ints rounded = bits<Ints>(load<Floats>(x + i) * inverse + magic) - bits<Ints>(magic);
         typedef int8_t Quads __attribute__((vector_size(LANES)));
         const Quads packed = __builtin_convertvector(rounded, Quads);
@@ -48,22 +50,22 @@ KC_INLINE int sum_halves(const uint8_t *q, int stride, int quads) {
 template <class Shape> KC_INLINE void quantize_block(const float *x, uint8_t *block, int tokens, int t) {
     uint8_t *q = block + t * 4;
     const int stride = tokens * 4;
-    const float d = quantize_run<Shape::columns>(x, q, stride);
-    __builtin_memcpy(block + Shape::d * tokens + t * 4, &d, 4);
-    if constexpr (Shape::columns == 32) {
-        const int32_t sum = sum_halves(q, stride, 8) + sum_halves(q + 2, stride, 8);
-        __builtin_memcpy(block + Narrow::sum * tokens + t * 4, &sum, 4);
-    } else {
-        for (int group = 0; group < 8; group++) {
-            int16_t total = 0;
-            for (int half = 2 * group; half < 2 * group + 2; half++) {
-                const uint8_t *quads = q + half * 4 * stride;
-                const int16_t sums[2] = {(int16_t)sum_halves(quads, stride, 4), (int16_t)sum_halves(quads + 2, stride, 4)};
-                const int16_t offsets[2] = {(int16_t)(-CENTRE * sums[0]), (int16_t)(-CENTRE * sums[1])};
-                __builtin_memcpy(block + Wide::offsets * tokens + (half * tokens + t) * 4, offsets, 4);
-                total = (int16_t)(total + sums[0] + sums[1]);
+    for (int group = 0; group < Shape::columns / 32; group++) {
+        uint8_t *quads = q + group * 8 * stride;
+        const float d = quantize_group(x + group * 32, quads, stride);
+        __builtin_memcpy(block + Shape::d * tokens + (group * tokens + t) * 4, &d, 4);
+        const int sums[4] = {sum_halves(quads, stride, 4), sum_halves(quads + 2, stride, 4), sum_halves(quads + 4 * stride, stride, 4),
+                             sum_halves(quads + 4 * stride + 2, stride, 4)};
+        const int32_t total = sums[0] + sums[1] + sums[2] + sums[3];
+        if constexpr (Shape::columns == 32) {
+            __builtin_memcpy(block + Shape::sum * tokens + t * 4, &total, 4);
+        } else {
+            const float scaled = d * (float)total;
+            __builtin_memcpy(block + Shape::sums * tokens + (group * tokens + t) * 4, &scaled, 4);
+            for (int half = 0; half < 2; half++) {
+                const int16_t offsets[2] = {(int16_t)(-CENTRE * sums[2 * half]), (int16_t)(-CENTRE * sums[2 * half + 1])};
+                __builtin_memcpy(block + Shape::offsets * tokens + ((2 * group + half) * tokens + t) * 4, offsets, 4);
             }
-            __builtin_memcpy(block + Wide::sums * tokens + (group / 2 * tokens + t) * 4 + (group & 1) * 2, &total, 2);
         }
     }
 }

@@ -2,12 +2,15 @@
 
 Measured on 2026-11-22 with the AVX2 kernels over all 512 positions and the whole vocabulary:
 
-- kcode to llama.cpp 0.3.36: KL 1.5e-3, same first choice 98.4 % (99.0 % with another order of summation). Every difference is a
-  near tie: the first choice of llama.cpp leads by less than 0.14 there. Where it leads by 0.15 or more (477 positions) all agree.
-- To the float32 pass, without position 0: kcode KL 1.1e-3, first choice 98.8 %; llama.cpp KL 1.2e-3, first choice 99.2 %.
-- At position 0 one channel is so large that rounding activations to 8 bits loses the others: there both engines are 5.6 away from
-  float32 and 4e-5 from each other. With float32 activations (the torch reference) kcode is 3.4e-6 away from the float32 pass,
-  position 0 included, and every first choice agrees.
+- kcode to llama.cpp 0.3.36, without position 0: KL 1.3e-3; same first choice 99.0 % (507 of 512; 508 with another order of
+  summation). Four of the five differences are near ties: the first choice of llama.cpp leads by less than 0.12. The fifth is
+  position 0.
+- To the float32 pass, without position 0: kcode KL 2.3e-4, first choice 99.4 % (98.8 % with the other order of summation);
+  llama.cpp KL 1.2e-3, first choice 99.2 %.
+- At position 0 one channel is so large that rounding activations to 8 bits per 256 columns, as llama.cpp does, loses the others:
+  there llama.cpp is 5.6 away from float32. A scale per 32 columns leaves kcode 0.27 away, so they are 4.0 from each other: that
+  one position is 7.9e-3 of the mean over all. With float32 activations (the torch reference) kcode is 3.4e-6 away from the
+  float32 pass, position 0 included, and every first choice agrees.
 """
 
 from __future__ import annotations
@@ -84,15 +87,17 @@ def test_text_has_the_tokens_of_llama_cpp(model: Model) -> None:
 
 @pytest.mark.model
 def test_predictions_are_those_of_llama_cpp(logprobs: torch.Tensor) -> None:
-    assert float(divergence(logprobs, "llama_cpp").mean()) < 1e-2
+    # Position 0 is left out: see above.
+    assert float(divergence(logprobs, "llama_cpp")[1:].mean()) < 5e-3
     assert agreement(logprobs, "llama_cpp", DECIDED_MARGIN) >= 0.99
-    assert agreement(logprobs, "llama_cpp") >= 0.98
+    assert agreement(logprobs, "llama_cpp") >= 0.99
 
 
 @pytest.mark.model
 def test_predictions_are_near_those_in_float32(logprobs: torch.Tensor) -> None:
-    # Position 0 is left out: see above.
-    assert float(divergence(logprobs, "fp32")[1:].mean()) < 5e-3
+    from_float32 = divergence(logprobs, "fp32")
+    assert float(from_float32[0]) < 1.0
+    assert float(from_float32[1:].mean()) < 1e-3
     assert agreement(logprobs, "fp32", DECIDED_MARGIN) >= 0.99
     assert agreement(logprobs, "fp32") >= 0.98
 
