@@ -21,8 +21,8 @@ import numpy as np
 import pytest
 import torch
 
-from kcode_backend.kv.cache import KVCache
 from kcode_backend.kernels.native import describe
+from kcode_backend.kv.cache import KVCache
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
