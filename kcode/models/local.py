@@ -21,6 +21,7 @@ from pathlib import Path
 import httpx
 from pydantic import BaseModel, ValidationError
 
+import kcode
 from kcode.errors import EngineDied, ModelError, StartError
 from kcode.messages import Message
 from kcode.model import Continuation, ModelEvent, ModelRequest, ScoredText, ToolSpec
@@ -69,9 +70,9 @@ class EngineOptions:
 
     @property
     def key(self) -> str:
-        """A short name for these options; a changed model file is another engine."""
+        """A short name for these options; a changed model file is another engine, and so is one of another kcode."""
         found = self.model.stat()
-        identity = [str(self.model.resolve()), found.st_size, found.st_mtime_ns, self.context, self.threads]
+        identity = [kcode.__version__, str(self.model.resolve()), found.st_size, found.st_mtime_ns, self.context, self.threads]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
