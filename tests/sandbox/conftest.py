@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -165,3 +167,13 @@ def host(*argv: str | Path) -> subprocess.CompletedProcess[str]:
 
 def background(*argv: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdout=subprocess.PIPE)
+
+
+async def processes_seen(text: str, count: int) -> list[int]:
+    """As `processes_with`, after at most ten seconds for `count` of them to be there: a fork is seen before its exec."""
+    deadline = time.monotonic() + 10
+    while True:
+        found = processes_with(text)
+        if len(found) >= count or time.monotonic() > deadline:
+            return found
+        await asyncio.sleep(0.02)

@@ -8,7 +8,7 @@ import pytest
 
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import ExecResult, Sandbox
-from tests.sandbox.conftest import bash, processes_with
+from tests.sandbox.conftest import bash, processes_seen, processes_with
 
 
 @pytest.fixture
@@ -80,8 +80,7 @@ async def test_what_a_command_leaves_behind_ends_with_it(sandbox: Sandbox) -> No
 
 async def test_cancelling_kills_the_tree(sandbox: Sandbox) -> None:
     task = asyncio.create_task(bash(sandbox, "sleep 31339 & sleep 31339"))
-    await asyncio.sleep(0.4)
-    assert processes_with("31339")
+    assert len(await processes_seen("sleep\x0031339", 2)) == 2
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

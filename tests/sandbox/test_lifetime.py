@@ -17,7 +17,7 @@ from kcode_sandbox.errors import SandboxDiedError, SandboxUnavailableError
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.sandbox import Sandbox
-from tests.sandbox.conftest import Start, background, bash, exists, processes_with
+from tests.sandbox.conftest import Start, background, bash, exists, processes_seen, processes_with
 
 LEAVES_DAEMONS = "sleep 31350 & (setsid sleep 31350 &); exec sleep 31350"
 CLIENT = """
@@ -51,8 +51,7 @@ async def gone(text: str, within_s: float = 5.0) -> bool:
 
 async def test_close_ends_everything_and_may_be_called_again(sandbox: Sandbox) -> None:
     running = asyncio.create_task(bash(sandbox, LEAVES_DAEMONS, timeout_s=60))
-    await asyncio.sleep(0.5)
-    assert processes_with("31350")
+    assert len(await processes_seen("sleep\x0031350", 3)) == 3
     await sandbox.close()
     assert await gone("31350", 1)
     await sandbox.close()
@@ -67,7 +66,7 @@ async def test_nothing_survives_the_sudden_death_of_the_client(workspace: Path, 
     with background(sys.executable, "-c", CLIENT, workspace, profile) as client:
         assert client.stdout is not None
         assert client.stdout.readline() == b"ready\n"
-        assert len(processes_with("sleep\x0031351")) == 4
+        assert len(await processes_seen("sleep\x0031351", 4)) == 4
         client.send_signal(signal.SIGKILL)
     assert await gone("sleep\x0031351")
     assert await gone(str(workspace))

@@ -11,7 +11,7 @@ import pytest_asyncio
 from kcode_sandbox.client import WorkerShell
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox, ShellResult
-from tests.sandbox.conftest import Start, processes_with
+from tests.sandbox.conftest import Start, processes_seen, processes_with
 
 # The shell is the same code in both; the walls are the harder place.
 pytestmark = pytest.mark.parametrize("shared", ["workspace-write"], indirect=True)
@@ -197,7 +197,7 @@ async def test_background_processes_live_on_until_the_end(start: Start) -> None:
     shell = await sandbox.shell()
     await shell.run("sleep 31343 & disown; (setsid sleep 31343 &)", 10)
     await shell.run("true", 10)
-    assert len(processes_with("31343")) == 2
+    assert len(await processes_seen("31343", 2)) == 2
     await sandbox.close()
     assert processes_with("31343") == []
 

@@ -52,6 +52,8 @@ def error_lines(traceback: str) -> str:
     """What pytest marks with E, without the mark."""
     lines = [line[1:].removeprefix("   ").rstrip() for line in traceback.split("\n") if line == "E" or line.startswith("E ")]
     text = "\n".join(lines).strip()
+    # pytest leaves the type out when the explanation is long, as it is where CI is set.
+    text = f"AssertionError: {text}" if text.startswith("assert ") else text
     # What differs is told above the full diff, which repeats both values in full.
     return text.partition("\n  Full diff:")[0].rstrip()
 
