@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from kcode_backend.engine.request import Scored
 from kcode_backend.engine.scheduler import Span, Step
 from kcode_backend.kv.cache import KVCache
-from kcode_backend.kv.table import BlockCopy
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.model import Model
 
@@ -35,7 +34,7 @@ class Runner:
         """Compute the step; rows and entries are in the order of the spans."""
         with torch.inference_mode():
             for copy in step.copies:
-                self._copy(copy)
+                self._kv.copy_block(copy.source, copy.target)
             logits = self._model.forward(build_batch(step, self._kv.block_size), self._kv)
             scores: list[tuple[Span, Scored]] = []
             sampling: list[int] = []
@@ -49,12 +48,6 @@ class Runner:
                     sampling.append(row)
                     row += 1
             return Outputs(logits[sampling].numpy() if scores else logits.numpy(), tuple(scores))
-
-    def _copy(self, copy: BlockCopy) -> None:
-        if copy.source == copy.target:
-            return
-        for tensor in (*self._kv.keys, *self._kv.values):
-            tensor[copy.target] = tensor[copy.source]
 
 
 def score(logits: torch.Tensor, span: Span) -> Scored:
