@@ -7,18 +7,19 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kcode_backend.engine.histogram import STEP_BOUNDS_S, Histogram
 from kcode_backend.engine.pace import Pace
-from kcode_backend.engine.request import Event, Failed, Finished, Generation, Prefilled, Sampled, StopReason
+from kcode_backend.engine.request import CERTAIN, Event, Failed, Finished, Generation, Prefilled, Sampled, StopReason
 from kcode_backend.engine.runner import Runner
-from kcode_backend.engine.sampler import draw
+from kcode_backend.engine.sampler import Likelihoods, draw, restrict
 from kcode_backend.engine.scheduler import Scheduler, Step
 from kcode_backend.engine.sequence import Sequence
-from kcode_backend.errors import OutOfContext
+from kcode_backend.errors import BackendError, OutOfContext
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.kv.pool import BlockPool
 from kcode_backend.kv.prefix import PrefixIndex
@@ -59,6 +60,8 @@ class Counters:
     """Time inside forward passes."""
     busy_s: float = 0.0
     """Time of whole steps, scheduling and sampling included."""
+    steps: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_S))
+    """Seconds of whole steps."""
 
 
 class Engine:
@@ -110,6 +113,11 @@ class Engine:
     def running(self) -> int:
         """Requests under way, waiting ones included."""
         return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests under way that have no blocks yet."""
+        return sum(not sequence.attached for sequence in list(self._scheduler.sequences))
 
     def _work(self) -> None:
         while not self._closing:
@@ -169,7 +177,9 @@ class Engine:
         self.counters.passes += 1
         self.counters.prompt_tokens += prompt_tokens
         self.counters.model_s += spent
-        self.counters.busy_s += time.monotonic() - begun
+        spent = time.monotonic() - begun
+        self.counters.busy_s += spent
+        self.counters.steps.observe(spent)
 
     def _report_prefill(self, step: Step) -> None:
         """Before commit: the counts after this pass."""
@@ -186,25 +196,48 @@ class Engine:
         if sequence.first_token_s is None:
             sequence.first_token_s = time.monotonic()
             new += generation.forced
-        constraint = generation.constraint
-        mask = constraint.mask() if constraint else None
         try:
-            token = draw(row, generation.sampling, sequence.random, mask=mask, banned=generation.banned, seen=sequence.seen)
-        except ValueError as error:
-            self._finish(sequence, Failed(str(error)))
+            token = self._draw(sequence, row)
+            new.append(token)
+            reason = self._append(sequence, token)
+            constraint = generation.constraint
+            if constraint and reason is None:
+                for forced in constraint.forced():
+                    new.append(forced)
+                    if generation.likelihoods is not None:
+                        sequence.likelihoods.append(CERTAIN)
+                    reason = self._append(sequence, forced)
+                    if reason is not None:
+                        break
+        except (ValueError, BackendError) as error:
+            # Nothing can be drawn, or the constraint gave up: the others' answers go on.
+            self._finish(sequence, Failed(" ".join(str(error).split())))
             return
-        self.counters.sampled_tokens += 1
-        reason = self._append(sequence, token)
-        new.append(token)
-        if constraint and reason is None:
-            for forced in constraint.forced():
-                reason = self._append(sequence, forced)
-                new.append(forced)
-                if reason is not None:
-                    break
-        generation.sink(Sampled(tuple(new)))
+        generation.sink(Sampled(tuple(new), sequence.take_likelihoods()))
         if reason is not None:
             self._finish(sequence, self._outcome(sequence, reason))
+
+    def _draw(self, sequence: Sequence, row: NDArray[np.float32]) -> int:
+        """Raises ValueError when no token is possible, BackendError when the constraint cannot go on."""
+        generation = sequence.generation
+        mask = generation.constraint.mask() if generation.constraint else None
+        likelihoods: Likelihoods | None = None
+        if generation.likelihoods is not None:
+            restrict(row, mask, generation.banned)
+            likelihoods = Likelihoods(row, generation.likelihoods)
+        token = draw(
+            row,
+            generation.sampling,
+            sequence.random,
+            mask=mask,
+            banned=generation.banned,
+            seen=sequence.seen,
+            counts=sequence.counts,
+        )
+        if likelihoods:
+            sequence.likelihoods.append(likelihoods.of(token))
+        self.counters.sampled_tokens += 1
+        return token
 
     def _append(self, sequence: Sequence, token: int) -> StopReason | None:
         """Take a token into the answer; the reason when it ends it."""

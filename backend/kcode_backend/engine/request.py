@@ -14,7 +14,7 @@ StopReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How a token is drawn. Filters apply in this order: penalty, temperature, top-k, top-p, min-p."""
+    """How a token is drawn. Filters apply in this order: bias, penalties, temperature, top-k, top-p, min-p."""
 
     temperature: float = 1.0
     """0 takes the most likely token."""
@@ -25,6 +25,12 @@ class SamplingParams:
     """Drops tokens less likely than this share of the most likely one."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens already in the context."""
+    presence_penalty: float = 0.0
+    """Taken from the logits of tokens already in the answer."""
+    frequency_penalty: float = 0.0
+    """Taken from the logits of tokens already in the answer, times how often they are in it."""
+    bias: tuple[tuple[int, float], ...] = ()
+    """Added to the logits of these ids."""
     seed: int | None = None
 
 
@@ -58,10 +64,30 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely the model held a token among all that the request allowed: a natural logarithm at temperature 1.
+
+    Bias, penalties and the filters of sampling are left out of it. A token that nothing else could stand for has 0.
+    `alternatives` are the most likely tokens in its place, best first, as (id, logprob).
+    """
+
+    logprob: float
+    alternatives: tuple[tuple[int, float], ...]
+
+
+CERTAIN = Likelihood(0.0, ())
+"""Of a forced token, which was not drawn."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
-    """New tokens of the answer, forced ones included, in order."""
+    """New tokens of the answer, forced ones included, in order.
+
+    `likelihoods` has one entry a token when the request asked for them.
+    """
 
     ids: tuple[int, ...]
+    likelihoods: tuple[Likelihood, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +136,7 @@ class Generation:
     `max_tokens` bounds the answer, forced ids included; 0 only computes the prompt. A token of `stop_ids` ends the answer and is
     part of it. `banned` ids are never sampled. With `scored_from` (at least 1) the prompt tokens from that one on are scored,
     with `alternatives` tokens each; they are computed even when they are cached, since a cache holds no logits.
+    With `likelihoods` (at least 0) each token of the answer comes with its own and that many alternatives.
     """
 
     prompt: tuple[int, ...]
@@ -123,3 +150,4 @@ class Generation:
     priority: int = 0
     scored_from: int | None = None
     alternatives: int = 0
+    likelihoods: int | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kcode_backend.engine.request import SamplingParams
+from kcode_backend.engine.request import Likelihood, SamplingParams
 
 _HEAD = 1024
 """Most likely tokens that are sorted first; top-p rarely needs more of a large vocabulary."""
@@ -25,17 +25,20 @@ def draw(
     mask: NDArray[np.bool_] | None = None,
     banned: Collection[int] = (),
     seen: Collection[int] | None = None,
+    counts: Mapping[int, int] | None = None,
 ) -> int:
     """The next token. `logits` [vocab] is overwritten.
 
     `mask` is True where the grammar allows an id and rules alone when given; otherwise `banned` ids are excluded. `seen` are
-    the ids under the repetition penalty. One random number is used unless the temperature is 0.
+    the ids under the repetition penalty, `counts` how often the ids of the answer are in it. One random number is used unless
+    the temperature is 0.
     Raises ValueError when no token is possible: the model gave no finite logit, or the mask allows nothing.
     """
-    if mask is not None:
-        logits[~mask] = -np.inf
-    elif banned:
-        logits[list(banned)] = -np.inf
+    restrict(logits, mask, banned)
+    for token, bias in params.bias:
+        logits[token] += bias
+    if counts:
+        _discourage(logits, counts, params)
     if seen and params.repetition_penalty != 1.0:
         _penalize(logits, np.fromiter(seen, dtype=np.int64, count=len(seen)), params.repetition_penalty)
     best = int(np.argmax(logits))
@@ -49,6 +52,27 @@ def draw(
     cumulative = np.cumsum(probabilities)
     at = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
     return int(ids[min(at, len(ids) - 1)])
+
+
+def restrict(logits: Logits, mask: NDArray[np.bool_] | None, banned: Collection[int]) -> None:
+    """Leave only what the mask allows, or without one all but the banned ids."""
+    if mask is not None:
+        logits[~mask] = -np.inf
+    elif banned:
+        logits[list(banned)] = -np.inf
+
+
+class Likelihoods:
+    """What one row of restricted logits holds of each token; taken before `draw` overwrites the row."""
+
+    def __init__(self, logits: Logits, alternatives: int) -> None:
+        top = float(logits.max())
+        self._values = logits - (top + float(np.log(np.exp((logits - top).astype(np.float64)).sum())))
+        ids = np.argpartition(-logits, range(alternatives))[:alternatives] if alternatives else np.empty(0, dtype=np.int64)
+        self._alternatives = tuple((int(i), float(self._values[i])) for i in ids if np.isfinite(self._values[i]))
+
+    def of(self, token: int) -> Likelihood:
+        return Likelihood(float(self._values[token]), self._alternatives)
 
 
 def distribution(logits: Logits, params: SamplingParams) -> tuple[Ids, Probabilities]:
@@ -86,3 +110,9 @@ def _nucleus(probabilities: Probabilities, top_p: float) -> Ids:
 def _penalize(logits: Logits, seen: Ids, penalty: float) -> None:
     values = logits[seen]
     logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+
+
+def _discourage(logits: Logits, counts: Mapping[int, int], params: SamplingParams) -> None:
+    ids = np.fromiter(counts.keys(), dtype=np.int64, count=len(counts))
+    times = np.fromiter(counts.values(), dtype=np.float32, count=len(counts))
+    logits[ids] -= params.presence_penalty + params.frequency_penalty * times

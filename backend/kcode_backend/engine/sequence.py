@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from kcode_backend.engine.request import Generation
+from kcode_backend.engine.request import CERTAIN, Generation, Likelihood
 from kcode_backend.kv.table import BlockTable
 
 DECODE_TOKENS = 32
@@ -34,12 +35,20 @@ class Sequence:
     random: np.random.Generator = field(init=False)
     seen: set[int] | None = None
     """Distinct ids so far, kept only when a repetition penalty needs them."""
+    counts: Counter[int] | None = None
+    """How often each id is in the answer, kept only when a penalty needs it."""
+    likelihoods: list[Likelihood] = field(default_factory=list)
+    """Of the answer's tokens that were not reported yet; stays empty unless the request wants them."""
 
     def __post_init__(self) -> None:
         self.ids = [*self.generation.prompt, *self.generation.forced]
         self.random = np.random.default_rng(self.generation.sampling.seed)
         if self.generation.sampling.repetition_penalty != 1.0:
             self.seen = set(self.ids)
+        if self.generation.sampling.presence_penalty or self.generation.sampling.frequency_penalty:
+            self.counts = Counter(self.generation.forced)
+        if self.generation.likelihoods is not None:
+            self.likelihoods = [CERTAIN] * len(self.generation.forced)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -75,3 +84,10 @@ class Sequence:
         self.ids.append(token)
         if self.seen is not None:
             self.seen.add(token)
+        if self.counts is not None:
+            self.counts[token] += 1
+
+    def take_likelihoods(self) -> tuple[Likelihood, ...]:
+        """Those of the tokens that are reported now."""
+        taken, self.likelihoods = tuple(self.likelihoods), []
+        return taken

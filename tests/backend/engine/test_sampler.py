@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kcode_backend.engine.request import SamplingParams
-from kcode_backend.engine.sampler import distribution, draw
+from kcode_backend.engine.sampler import Likelihoods, distribution, draw, restrict
 
 LOGITS = np.array([2.0, 1.5, 1.0, 0.0, -1.0, -3.0, 0.5, 1.2], dtype=np.float32)
 DRAWS = 5_000
@@ -96,3 +96,31 @@ def test_impossible_draws_are_errors() -> None:
         draw(LOGITS.copy(), SamplingParams(), random, mask=np.zeros(len(LOGITS), dtype=bool))
     with pytest.raises(ValueError, match="not finite"):
         draw(np.full(4, np.nan, dtype=np.float32), SamplingParams(), random)
+
+
+def test_bias_and_penalties_move_the_logits_before_the_draw() -> None:
+    random = np.random.default_rng(0)
+    greedy = SamplingParams(temperature=0)
+    assert draw(LOGITS.copy(), greedy, random) == 0
+    assert draw(LOGITS.copy(), SamplingParams(temperature=0, bias=((0, -100.0), (4, 3.1))), random) == 4
+    present = SamplingParams(temperature=0, presence_penalty=0.6)
+    assert draw(LOGITS.copy(), present, random, counts={0: 9}) == 1
+    assert draw(LOGITS.copy(), present, random, counts={5: 9}) == 0
+    # 2 - 3 * 0.2 is below 1.5, 2 - 2 * 0.2 is not.
+    frequent = SamplingParams(temperature=0, frequency_penalty=0.2)
+    assert [draw(LOGITS.copy(), frequent, random, counts={0: times}) for times in (2, 3)] == [0, 1]
+
+
+def test_likelihoods_are_those_of_what_is_allowed() -> None:
+    row = LOGITS.copy()
+    restrict(row, None, (0, 7))
+    allowed = [1, 2, 3, 4, 5, 6]
+    wanted = np.log(softmax(LOGITS[allowed].astype(np.float64)))
+    likelihoods = Likelihoods(row, 3)
+    assert likelihoods.of(4).logprob == pytest.approx(wanted[allowed.index(4)], abs=1e-6)
+    assert [token for token, _ in likelihoods.of(4).alternatives] == [1, 2, 6]
+    assert [value for _, value in likelihoods.of(1).alternatives] == pytest.approx(wanted[[0, 1, 5]], abs=1e-6)
+    only = np.array([False, False, True, False, False, False, False, False])
+    restrict(row, only, ())
+    assert Likelihoods(row, 3).of(2).logprob == 0
+    assert Likelihoods(row, 3).of(2).alternatives == ((2, 0.0),)
