@@ -63,8 +63,8 @@ KC_EXPORT int kc_threads() { return pool_threads(); }
 
 KC_EXPORT int64_t kc_packed_bytes(int format, int rows, int columns, int lanes) { return packed_bytes(format, rows, columns, lanes); }
 
-KC_EXPORT void kc_pack(int format, const uint8_t *source, int rows, int columns, int lanes, uint8_t *packed) {
-    pack_rows(format, source, rows, columns, lanes, packed);
+KC_EXPORT void kc_pack(int format, const uint8_t *source, const uint8_t *scales, int rows, int columns, int lanes, uint8_t *packed) {
+    pack_rows(format, source, scales, rows, columns, lanes, packed);
 }
 
 KC_EXPORT void kc_unpack_rows(int format, const uint8_t *data, int columns, int lanes, const int32_t *ids, int count, float *out) {

@@ -23,6 +23,8 @@ KC_INLINE void widen_row(int format, const uint8_t *from, int count, float *to) 
     }
     if (format == F16)
         for (; i + LANES <= count; i += LANES) store(to + i, load_halves(from + 2 * i));
+    else
+        for (; i + LANES <= count; i += LANES) store(to + i, load_bfloats(from + 2 * i));
     for (; i < count; i++) {
         uint16_t half;
         __builtin_memcpy(&half, from + 2 * i, 2);

@@ -178,6 +178,10 @@ KC_INLINE Floats load_halves(const void *from) {
 #endif
 }
 
+KC_INLINE Floats load_bfloats(const void *from) {
+    return bits<Floats>(__builtin_convertvector(load<NarrowHalves>(from), Unsigned) << 16);
+}
+
 KC_INLINE void store_halves(void *to, Floats v) {
 #if defined(KC_ISA_AVX2)
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));

@@ -1,22 +1,30 @@
 // Geometry of packed weights and the tables shared by all translation units.
 //
 // A packed matrix is a sequence of tiles: `lanes` rows (8 or 16) by one block of columns (256 for K-quants, 32 for
-// Q4_0 and Q8_0), row groups outermost. Rows past the last are zero. Inside a tile, "quad j" means columns 4j..4j+3;
+// the others), row groups outermost. Rows past the last are zero. Inside a tile, "quad j" means columns 4j..4j+3;
 // a vector of lanes*4 bytes holds one quad of every row, so that one dot-product instruction serves all rows.
 //   group: 32 columns = 8 quads.
 //   nibbles of group g: 4 vectors; vector i has quad i in the low and quad 4+i in the high nibbles.
 //   Q4_0 : nibbles[4*lanes*4], d f16[lanes]
+//   INT4 : as Q4_0 with d bf16[lanes]
+//   Q4_1 : nibbles[4*lanes*4], d f16[lanes], m f16[lanes]
+//   Q5_0 : nibbles[4*lanes*4], fifth bits (one vector, bit j of a byte belongs to quad j), d f16[lanes]
+//   Q5_1 : as Q5_0, then m f16[lanes]
 //   Q8_0 : quads[8*lanes*4] (signed), d f16[lanes]
 //   Q4_K : 8 groups of nibbles, scale pairs u8[4][lanes][2], minimum pairs u8[4][lanes][2], d f16[lanes], dmin f16[lanes]
 //   Q5_K : as Q4_K, then fifth bits: one vector per group, bit j of a byte belongs to quad j
 //   Q6_K : 8 groups of nibbles, upper bits: two vectors per group, vector a has quad 4a+k in bits 2k..2k+1,
 //          scale pairs i8[8][lanes][2] (16 columns each), d f16[lanes]
-// Nothing is rounded: sub-scales stay integers and d stays the file's f16.
+// Nothing is rounded: sub-scales stay integers; d, dmin and m stay the file's 16 bits.
+// Plain rows (lanes 0) are GGUF's; those of INT4 are blocks of d bf16 and 16 bytes, byte i: column 2i low, 2i + 1 high.
 #pragma once
 #include <stdint.h>
 #include <string.h>
 
-enum Format { F32 = 0, F16 = 1, Q4_0 = 2, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30 };
+// GGML's numbers; INT4 is not GGML's: 4 bits in groups of 32 with a bf16 scale (compressed-tensors pack-quantized).
+enum Format {
+    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30, INT4 = 1000
+};
 
 // Rows of one format; lanes 0: plain rows as in the file. `PartDescriptor` of native.py.
 struct Part {
@@ -26,7 +34,7 @@ struct Part {
 
 static inline int block_columns(int format) {
     switch (format) {
-    case Q4_0: case Q8_0: return 32;
+    case Q4_0: case Q4_1: case Q5_0: case Q5_1: case Q8_0: case INT4: return 32;
     case Q4_K: case Q5_K: case Q6_K: return 256;
     default: return 1;
     }
@@ -36,7 +44,10 @@ static inline int source_block_bytes(int format) {
     switch (format) {
     case F32: return 4;
     case F16: case BF16: return 2;
-    case Q4_0: return 18;
+    case Q4_0: case INT4: return 18;
+    case Q4_1: return 20;
+    case Q5_0: return 22;
+    case Q5_1: return 24;
     case Q8_0: return 34;
     case Q4_K: return 144;
     case Q5_K: return 176;
@@ -47,6 +58,9 @@ static inline int source_block_bytes(int format) {
 
 // Bytes per row of a tile, and the offsets of its parts, each to be multiplied by lanes.
 struct TileQ4_0 { static constexpr int d = 16, bytes = 18; };
+struct TileQ4_1 { static constexpr int d = 16, m = 18, bytes = 20; };
+struct TileQ5_0 { static constexpr int high = 16, d = 20, bytes = 22; };
+struct TileQ5_1 { static constexpr int high = 16, d = 20, m = 22, bytes = 24; };
 struct TileQ8_0 { static constexpr int d = 32, bytes = 34; };
 struct TileQ4_K { static constexpr int scales = 128, minimums = 136, d = 144, dmin = 146, bytes = 148; };
 struct TileQ5_K { static constexpr int scales = 128, minimums = 136, d = 144, dmin = 146, high = 148, bytes = 180; };
@@ -54,7 +68,10 @@ struct TileQ6_K { static constexpr int high = 128, scales = 192, d = 208, bytes 
 
 static inline int tile_row_bytes(int format) {
     switch (format) {
-    case Q4_0: return TileQ4_0::bytes;
+    case Q4_0: case INT4: return TileQ4_0::bytes;
+    case Q4_1: return TileQ4_1::bytes;
+    case Q5_0: return TileQ5_0::bytes;
+    case Q5_1: return TileQ5_1::bytes;
     case Q8_0: return TileQ8_0::bytes;
     case Q4_K: return TileQ4_K::bytes;
     case Q5_K: return TileQ5_K::bytes;

@@ -6,6 +6,7 @@
 // AVX2: one vpmaddubsw multiplies 8 rows x 4 columns, and 16-bit results of 8 quads (Q6_K: 4) are added before one vpmaddwd
 // multiplies by the sub-scale and widens. A CPU with one 128-bit integer multiplier (Zen 1) then spends 8 of 9 (4 of 5)
 // multiplications on the product itself. Q6_K's sums fit because they start at -32 sum(X): the total is that of centred weights.
+//   others    : y += d * dx * (sum(q X) - offset * sum(X)) + m * dx * sum(X) for a block of 32 columns
 // One token: weights are expanded in registers on their way from memory (decode; bound by memory).
 // More tokens: two tiles (2 x 8 or 16 rows x 256 columns, 4 or 8 KB) are expanded into the first-level cache and multiplied with
 // every token of a block, 3 tokens x 2 tiles at a time: 12 accumulators fill the 16 registers (prefill; bound by the multiplier).
@@ -154,10 +155,13 @@ template <class F> KC_INLINE Floats multiply_packed(const uint8_t *tile, const u
     return acc;
 }
 
-// Q4_0 and Q8_0: w holds the 8 quads of a block of 32 columns.
-template <class F, int T> KC_INLINE void multiply_narrow(const Bytes w[8], Floats d, const uint8_t *x, Floats (*acc)[MAX_TILES], int r) {
-    constexpr int STEP = F::is_signed ? 8 : safe_quads(F::max);
-    static_assert(STEP == 8, "a block is folded once");
+struct NarrowTile {  // lanes rows x 32 columns, ready to multiply: w = d * (quad - offset) + m
+    Bytes quad[8];
+    Floats d, m;
+};
+
+template <class F, int T> KC_INLINE void multiply_narrow(const NarrowTile &tile, const uint8_t *x, Floats (*acc)[MAX_TILES], int r) {
+    constexpr int STEP = safe_quads(F::max);
 #pragma GCC unroll 4
     for (int t = 0; t < T; t++) {
         int32_t total;
@@ -167,14 +171,18 @@ template <class F, int T> KC_INLINE void multiply_narrow(const Bytes w[8], Float
         Ints sum = splat_int(-F::offset * total);
         if constexpr (F::is_signed) {
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) sum = dot_signed(sum, w[j], broadcast_quad(x + (j * T + t) * 4));
+            for (int j = 0; j < 8; j++) sum = dot_signed(sum, tile.quad[j], broadcast_quad(x + (j * T + t) * 4));
         } else {
-            Dot dots = {};
+#pragma GCC unroll 2
+            for (int first = 0; first < 8; first += STEP) {
+                Dot dots = {};
 #pragma GCC unroll 8
-            for (int j = 0; j < 8; j++) dots = dot(dots, w[j], broadcast_quad(x + (j * T + t) * 4));
-            sum += fold(dots);
+                for (int j = first; j < first + STEP; j++) dots = dot(dots, tile.quad[j], broadcast_quad(x + (j * T + t) * 4));
+                sum += fold(dots);
+            }
         }
-        acc[t][r] += to_floats(sum) * (d * dx);
+        acc[t][r] += to_floats(sum) * (tile.d * dx);
+        if constexpr (F::has_minimum) acc[t][r] += tile.m * (dx * (float)total);
     }
 }
 
@@ -224,13 +232,14 @@ template <class F> void narrow_product(const Product &p, Floats (*acc)[MAX_TILES
             const uint8_t *tile = p.tiles + r * group_bytes + b * tile_bytes, *x = p.x + b * p.x_stride;
             if (p.tokens == 1)
                 for (int line = 0; line < tile_bytes; line += 64) __builtin_prefetch(tile + PREFETCH_BYTES + line);
-            Bytes w[8];
-            F::quads(tile, w);
-            const Floats d = load_halves(tile + F::Tile::d * LANES);
+            NarrowTile ready;
+            F::quads(tile, ready.quad);
+            ready.d = F::scales(tile);
+            if constexpr (F::has_minimum) ready.m = F::minimums(tile);
             int t = 0;
-            for (; t + TOKEN_TILE <= p.tokens; t += TOKEN_TILE) multiply_narrow<F, TOKEN_TILE>(w, d, x + t * Narrow::bytes, acc + t, r);
-            if (p.tokens - t == 2) multiply_narrow<F, 2>(w, d, x + t * Narrow::bytes, acc + t, r);
-            if (p.tokens - t == 1) multiply_narrow<F, 1>(w, d, x + t * Narrow::bytes, acc + t, r);
+            for (; t + TOKEN_TILE <= p.tokens; t += TOKEN_TILE) multiply_narrow<F, TOKEN_TILE>(ready, x + t * Narrow::bytes, acc + t, r);
+            if (p.tokens - t == 2) multiply_narrow<F, 2>(ready, x + t * Narrow::bytes, acc + t, r);
+            if (p.tokens - t == 1) multiply_narrow<F, 1>(ready, x + t * Narrow::bytes, acc + t, r);
         }
 }
 
@@ -276,6 +285,10 @@ void packed_groups(const LinearJob &job, const LinearPart &entry, int group, int
     case Q5_K: wide_product<FormatQ5_K>(product, acc); break;
     case Q6_K: wide_product<FormatQ6_K>(product, acc); break;
     case Q4_0: narrow_product<FormatQ4_0>(product, acc); break;
+    case INT4: narrow_product<FormatINT4>(product, acc); break;
+    case Q4_1: narrow_product<FormatQ4_1>(product, acc); break;
+    case Q5_0: narrow_product<FormatQ5_0>(product, acc); break;
+    case Q5_1: narrow_product<FormatQ5_1>(product, acc); break;
     default: narrow_product<FormatQ8_0>(product, acc);
     }
     for (int r = 0; r < groups; r++) write_rows(job, entry, group + r, first_token, tokens, acc, r);

@@ -1,4 +1,4 @@
-// GGUF blocks -> tiles of layout.h, and tiles or GGUF blocks -> float32.
+// GGUF blocks or compressed-tensors' INT4 -> tiles of layout.h, and tiles or plain rows -> float32.
 //
 // Packing goes through one small canonical form per row and block (integers, sub-scales, d), so that each format is
 // described twice at most: how GGUF stores it, and where the tile puts it. This unit is compiled without FMA contraction:
@@ -11,10 +11,10 @@
 namespace {
 
 struct Block {
-    uint8_t q[256];       // without offset: 0..15, 0..31, 0..63; Q8_0: the signed byte
+    uint8_t q[256];       // with its offset: 0..15, 0..31, 0..63; Q8_0: the signed byte
     uint8_t scales[16];   // Q6_K: signed
     uint8_t minimums[8];
-    uint16_t d, dmin;
+    uint16_t d, dmin;     // dmin: the m of Q4_1 and Q5_1; INT4's d is bf16
 };
 
 inline uint16_t read16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
@@ -45,12 +45,35 @@ inline uint32_t load32(const uint8_t *p) {
 }
 inline void store32(uint8_t *p, uint32_t word) { memcpy(p, &word, 4); }
 
-void read_q4_0(const uint8_t *s, Block &block) {
-    block.d = read16(s);
+// 16 bytes: columns 0..15 low, 16..31 high.
+void read_halves(const uint8_t *s, Block &block) {
     for (int i = 0; i < 16; i += 8) {
-        const uint64_t word = load64(s + 2 + i);
+        const uint64_t word = load64(s + i);
         store64(block.q + i, word & NIBBLES);
         store64(block.q + 16 + i, word >> 4 & NIBBLES);
+    }
+}
+
+void read_fifth_bits(const uint8_t *s, Block &block) {
+    const uint32_t bits = load32(s);
+    for (int i = 0; i < 32; i++) block.q[i] |= (uint8_t)((bits >> i & 1) << 4);
+}
+
+void read_small(int format, const uint8_t *s, Block &block) {
+    const bool minimum = format == Q4_1 || format == Q5_1, fifth = format == Q5_0 || format == Q5_1;
+    block.d = read16(s);
+    if (minimum) block.dmin = read16(s + 2);
+    s += minimum ? 4 : 2;
+    read_halves(fifth ? s + 4 : s, block);
+    if (fifth) read_fifth_bits(s, block);
+}
+
+// 16 bytes: column 2i low, 2i + 1 high.
+void read_int4(const uint8_t *s, uint16_t d, Block &block) {
+    block.d = d;
+    for (int i = 0; i < 16; i++) {
+        block.q[2 * i] = s[i] & 15;
+        block.q[2 * i + 1] = s[i] >> 4;
     }
 }
 
@@ -96,7 +119,8 @@ void read_q6_k(const uint8_t *s, Block &block) {
 
 void read_block(int format, const uint8_t *source, Block &block) {
     switch (format) {
-    case Q4_0: return read_q4_0(source, block);
+    case Q4_0: case Q4_1: case Q5_0: case Q5_1: return read_small(format, source, block);
+    case INT4: return read_int4(source + 2, read16(source), block);
     case Q8_0: return read_q8_0(source, block);
     case Q4_K: return read_q4_k(source, block);
     case Q5_K: return read_q5_k(source, block);
@@ -130,11 +154,11 @@ void put_pairs(const Tile &tile, int offset, int lane, const uint8_t *values, in
     for (int p = 0; p < pairs; p++) memcpy(tile.at(offset) + (p * tile.lanes + lane) * 2, values + 2 * p, 2);
 }
 
-void put_fifth_bits(const Tile &tile, int lane, const Block &block) {
-    for (int group = 0; group < 8; group++) {
+void put_fifth_bits(const Tile &tile, int offset, int lane, const Block &block, int groups) {
+    for (int group = 0; group < groups; group++) {
         uint32_t bits = 0;
         for (int quad = 0; quad < 8; quad++) bits |= (load32(block.q + group * 32 + quad * 4) >> 4 & (uint32_t)ONES) << quad;
-        store32(tile.at(TileQ5_K::high) + (group * tile.lanes + lane) * 4, bits);
+        store32(tile.at(offset) + (group * tile.lanes + lane) * 4, bits);
     }
 }
 
@@ -148,16 +172,29 @@ void put_upper_bits(const Tile &tile, int lane, const Block &block) {
 
 void put_block(int format, const Tile &tile, int lane, const Block &block) {
     switch (format) {
-    case Q4_0:
+    case Q4_0: case INT4:
         put_nibbles(tile, lane, block, 1);
         tile.put_half(TileQ4_0::d, lane, block.d);
+        break;
+    case Q4_1:
+        put_nibbles(tile, lane, block, 1);
+        tile.put_half(TileQ4_1::d, lane, block.d);
+        tile.put_half(TileQ4_1::m, lane, block.dmin);
+        break;
+    case Q5_1:
+        tile.put_half(TileQ5_1::m, lane, block.dmin);
+        [[fallthrough]];
+    case Q5_0:
+        put_nibbles(tile, lane, block, 1);
+        put_fifth_bits(tile, TileQ5_0::high, lane, block, 1);
+        tile.put_half(TileQ5_0::d, lane, block.d);
         break;
     case Q8_0:
         for (int quad = 0; quad < 8; quad++) memcpy(tile.bytes + (quad * tile.lanes + lane) * 4, block.q + quad * 4, 4);
         tile.put_half(TileQ8_0::d, lane, block.d);
         break;
     case Q5_K:
-        put_fifth_bits(tile, lane, block);
+        put_fifth_bits(tile, TileQ5_K::high, lane, block, 8);
         [[fallthrough]];
     case Q4_K:
         put_nibbles(tile, lane, block, 8);
@@ -184,12 +221,32 @@ void get_nibbles(const Tile &tile, int lane, Block &block, int groups) {
             }
 }
 
+void get_fifth_bits(const Tile &tile, int offset, int lane, Block &block, int columns) {
+    for (int i = 0; i < columns; i++) {
+        const int bits = tile.at(offset)[(i / 32 * tile.lanes + lane) * 4 + (i & 3)];
+        block.q[i] |= (uint8_t)((bits >> (i / 4 & 7) & 1) << 4);
+    }
+}
+
 void get_block(int format, const Tile &tile, int lane, Block &block) {
     const int lanes = tile.lanes;
     switch (format) {
-    case Q4_0:
+    case Q4_0: case INT4:
         get_nibbles(tile, lane, block, 1);
         block.d = tile.half(TileQ4_0::d, lane);
+        return;
+    case Q4_1:
+        get_nibbles(tile, lane, block, 1);
+        block.d = tile.half(TileQ4_1::d, lane);
+        block.dmin = tile.half(TileQ4_1::m, lane);
+        return;
+    case Q5_1:
+        block.dmin = tile.half(TileQ5_1::m, lane);
+        [[fallthrough]];
+    case Q5_0:
+        get_nibbles(tile, lane, block, 1);
+        get_fifth_bits(tile, TileQ5_0::high, lane, block, 32);
+        block.d = tile.half(TileQ5_0::d, lane);
         return;
     case Q8_0:
         for (int quad = 0; quad < 8; quad++) memcpy(block.q + quad * 4, tile.bytes + (quad * lanes + lane) * 4, 4);
@@ -206,11 +263,7 @@ void get_block(int format, const Tile &tile, int lane, Block &block) {
         return;
     default:
         get_nibbles(tile, lane, block, 8);
-        if (format == Q5_K)
-            for (int i = 0; i < 256; i++) {
-                const int bits = tile.at(TileQ5_K::high)[(i / 32 * lanes + lane) * 4 + (i & 3)];
-                block.q[i] |= (uint8_t)((bits >> (i / 4 & 7) & 1) << 4);
-            }
+        if (format == Q5_K) get_fifth_bits(tile, TileQ5_K::high, lane, block, 256);
         for (int p = 0; p < 4; p++) {
             memcpy(block.scales + 2 * p, tile.at(TileQ4_K::scales) + (p * lanes + lane) * 2, 2);
             memcpy(block.minimums + 2 * p, tile.at(TileQ4_K::minimums) + (p * lanes + lane) * 2, 2);
@@ -221,11 +274,19 @@ void get_block(int format, const Tile &tile, int lane, Block &block) {
 }
 
 void dequantize_block(int format, const Block &block, float *out) {
-    const float d = half_to_float(block.d);
+    const float d = format == INT4 ? bits_to_float((uint32_t)block.d << 16) : half_to_float(block.d);
     switch (format) {
-    case Q4_0:
+    case Q4_0: case INT4:
         for (int i = 0; i < 32; i++) out[i] = d * (float)(block.q[i] - 8);
         return;
+    case Q5_0:
+        for (int i = 0; i < 32; i++) out[i] = d * (float)(block.q[i] - 16);
+        return;
+    case Q4_1: case Q5_1: {
+        const float m = half_to_float(block.dmin);
+        for (int i = 0; i < 32; i++) out[i] = d * (float)block.q[i] + m;
+        return;
+    }
     case Q8_0:
         for (int i = 0; i < 32; i++) out[i] = d * (float)(int8_t)block.q[i];
         return;
@@ -242,13 +303,22 @@ void dequantize_block(int format, const Block &block, float *out) {
 
 struct PackJob {
     int format, rows, columns, lanes;
-    const uint8_t *source;
+    const uint8_t *source, *scales;
     uint8_t *packed;
 };
 
+// `row` and block of columns `b` of the source.
+void read_source(const PackJob &job, int64_t row, int b, int blocks, Block &block) {
+    const int64_t index = row * blocks + b;
+    if (job.scales)
+        read_int4(job.source + index * 16, read16(job.scales + index * 2), block);
+    else
+        read_block(job.format, job.source + index * source_block_bytes(job.format), block);
+}
+
 void pack_group(void *context, int group, int) {
     const PackJob &job = *static_cast<PackJob *>(context);
-    const int blocks = job.columns / block_columns(job.format), source_bytes = source_block_bytes(job.format);
+    const int blocks = job.columns / block_columns(job.format);
     const int tile_bytes = tile_row_bytes(job.format) * job.lanes;
     Block block;
     for (int b = 0; b < blocks; b++) {
@@ -256,7 +326,7 @@ void pack_group(void *context, int group, int) {
         for (int lane = 0; lane < job.lanes; lane++) {
             const int row = group * job.lanes + lane;
             if (row < job.rows)
-                read_block(job.format, job.source + ((int64_t)row * blocks + b) * source_bytes, block);
+                read_source(job, row, b, blocks, block);
             else
                 memset(&block, 0, sizeof block);
             put_block(job.format, tile, lane, block);
@@ -279,8 +349,8 @@ int64_t packed_bytes(int format, int rows, int columns, int lanes) {
     return groups * blocks * tile_row_bytes(format) * lanes;
 }
 
-void pack_rows(int format, const uint8_t *source, int rows, int columns, int lanes, uint8_t *packed) {
-    PackJob job{format, rows, columns, lanes, source, packed};
+void pack_rows(int format, const uint8_t *source, const uint8_t *scales, int rows, int columns, int lanes, uint8_t *packed) {
+    PackJob job{format, rows, columns, lanes, source, scales, packed};
     pool_run((rows + lanes - 1) / lanes, pack_group, &job);
 }
 

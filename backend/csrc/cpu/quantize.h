@@ -15,7 +15,7 @@ constexpr int CENTRE = 32;  // Q6_K stores w + 32
 struct Wide {  // blocks of 256 columns, for K-quants
     static constexpr int columns = 256, offsets = 256, sums = 320, d = 352, bytes = 384;
 };
-struct Narrow {  // blocks of 32 columns, for Q4_0 and Q8_0
+struct Narrow {  // blocks of 32 columns, for the other formats
     static constexpr int columns = 32, sum = 32, d = 36, bytes = 40;
 };
 

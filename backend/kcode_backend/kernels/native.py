@@ -46,7 +46,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_set_threads": (None, [_INT]),
     "kc_threads": (_INT, []),
     "kc_packed_bytes": (_LONG, [_INT, _INT, _INT, _INT]),
-    "kc_pack": (None, [_INT, _POINTER, _INT, _INT, _INT, _POINTER]),
+    "kc_pack": (None, [_INT, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER]),
     "kc_unpack_rows": (None, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER]),
     "kc_linear": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
     "kc_rms_norm": (None, [_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
@@ -107,12 +107,21 @@ class Kernels:
     def threads(self) -> int:
         return self.library.kc_threads()
 
-    def pack(self, quant: QuantFormat, data: npt.NDArray[np.uint8], rows: int, columns: int) -> npt.NDArray[np.uint8]:
-        size = self.library.kc_packed_bytes(quant.ggml_type, rows, columns, self.lanes)
+    def pack(
+        self,
+        quant: QuantFormat,
+        data: npt.NDArray[np.uint8],
+        rows: int,
+        columns: int,
+        scales: npt.NDArray[np.uint8] | None = None,
+    ) -> npt.NDArray[np.uint8]:
+        """scales: of INT4 whose nibbles alone are in `data`; see pack.h."""
+        size = self.library.kc_packed_bytes(quant.number, rows, columns, self.lanes)
         raw = np.empty(size + ALIGNMENT, dtype=np.uint8)
         start = -raw.ctypes.data % ALIGNMENT
         packed = raw[start : start + size]
-        self.library.kc_pack(quant.ggml_type, data.ctypes.data, rows, columns, self.lanes, packed.ctypes.data)
+        scales_pointer = None if scales is None else scales.ctypes.data
+        self.library.kc_pack(quant.number, data.ctypes.data, scales_pointer, rows, columns, self.lanes, packed.ctypes.data)
         return packed
 
     def unpack_rows(
@@ -120,7 +129,7 @@ class Kernels:
     ) -> npt.NDArray[np.float32]:
         out = np.empty((rows.size, columns), dtype=np.float32)
         self.library.kc_unpack_rows(
-            quant.ggml_type, data.ctypes.data, columns, lanes, rows.ctypes.data, rows.size, out.ctypes.data
+            quant.number, data.ctypes.data, columns, lanes, rows.ctypes.data, rows.size, out.ctypes.data
         )
         return out
 

@@ -2,7 +2,7 @@
 
 A `PackedWeight` is one matrix [out, in] made of one or more parts stacked along `out`; parts may differ in
 format (`stack` joins q, k and v, or gate and up, so that one kernel call quantises the input once).
-Packing loses nothing: `dequantize` of a packed weight equals GGUF's dequantised float32 bit for bit.
+Packing loses nothing: `dequantize` of a packed weight gives the file's numbers bit for bit (see QuantFormat).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class PackedPart:
-    """Rows of one format. `lanes` rows are interleaved per tile; 0 means plain GGUF rows, one after another.
+    """Rows of one format. `lanes` rows are interleaved per tile; 0 means plain rows as in layout.h, one after another.
 
     data: one-dimensional, 64-byte aligned when lanes > 0.
     """
@@ -50,7 +50,7 @@ class PackedWeight:
 
 
 def pack(quant: QuantFormat, data: Bytes, shape: tuple[int, int]) -> PackedWeight:
-    """data: raw GGUF bytes of `shape[0]` rows, any uint8 array of that size (a slice of an mmap is fine).
+    """data: raw bytes of `shape[0]` plain rows, as in a GGUF file, any uint8 array of that size (a slice of an mmap is fine).
 
     Quantised formats are copied into the layout of the active instruction set; F16, BF16 and F32 stay a view of `data`.
     """
@@ -67,6 +67,24 @@ def pack(quant: QuantFormat, data: Bytes, shape: tuple[int, int]) -> PackedWeigh
     else:
         part = PackedPart(quant, rows, columns, kernels.lanes, kernels.pack(quant, flat, rows, columns))
     return _weight((part,))
+
+
+def pack_int4(nibbles: Bytes, scales: Bytes, shape: tuple[int, int]) -> PackedWeight:
+    """nibbles: [rows, columns / 2] bytes, column 2i in the low and 2i + 1 in the high half of byte i, each weight plus 8;
+    scales: [rows, columns / 32] bf16 as bytes. This is compressed-tensors' `pack-quantized` with groups of 32.
+    """
+    rows, columns = shape
+    groups = row_bytes(QuantFormat.INT4, columns) // QuantFormat.INT4.block_bytes
+    for name, data, expected in (("nibbles", nibbles, rows * groups * 16), ("scales", scales, rows * groups * 2)):
+        if data.dtype != np.uint8 or rows <= 0 or data.size != expected:
+            raise ValueError(f"INT4 weight of shape {shape} needs {expected} bytes of {name}, got {data.size} of {data.dtype}")
+    kernels = native.active()
+    flat, flat_scales = np.ascontiguousarray(nibbles).reshape(-1), np.ascontiguousarray(scales).reshape(-1)
+    if kernels is None:
+        blocks = np.concatenate((flat_scales.reshape(-1, 2), flat.reshape(-1, 16)), axis=1).reshape(-1)
+        return _weight((PackedPart(QuantFormat.INT4, rows, columns, 0, blocks),))
+    data = kernels.pack(QuantFormat.INT4, flat, rows, columns, flat_scales)
+    return _weight((PackedPart(QuantFormat.INT4, rows, columns, kernels.lanes, data),))
 
 
 def stack(weights: list[PackedWeight]) -> PackedWeight:
@@ -116,7 +134,7 @@ def _weight(parts: tuple[PackedPart, ...]) -> PackedWeight:
     descriptor = (native.PartDescriptor * len(parts))()
     for entry, part in zip(descriptor, parts, strict=True):
         entry.data = part.data.ctypes.data
-        entry.format = part.format.ggml_type
+        entry.format = part.format.number
         entry.rows = part.rows
         entry.columns = part.columns
         entry.lanes = part.lanes

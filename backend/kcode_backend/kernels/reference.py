@@ -12,9 +12,18 @@ from kcode_backend.weights.quant import QuantFormat
 
 
 def dequantize(quant: QuantFormat, rows: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.float32]:
-    """rows: raw GGUF bytes [n, row_bytes] -> float32 [n, columns]."""
-    dense = gguf_dequantize(np.ascontiguousarray(rows), gguf.GGMLQuantizationType(quant.ggml_type))
+    """rows: plain rows [n, row_bytes] of bytes -> float32 [n, columns]."""
+    if quant is QuantFormat.INT4:
+        return _dequantize_int4(rows, columns)
+    dense = gguf_dequantize(np.ascontiguousarray(rows), gguf.GGMLQuantizationType(quant.number))
     return np.asarray(dense, dtype=np.float32).reshape(rows.shape[0], columns)
+
+
+def _dequantize_int4(rows: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.float32]:
+    blocks = np.ascontiguousarray(rows).reshape(-1, QuantFormat.INT4.block_bytes)
+    scales = (blocks[:, :2].copy().view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    nibbles = np.stack((blocks[:, 2:] & 15, blocks[:, 2:] >> 4), axis=-1).reshape(-1, 32)
+    return ((nibbles.astype(np.float32) - 8) * scales).reshape(rows.shape[0], columns)
 
 
 def linear(x: torch.Tensor, dense: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 from kcode_backend.kernels import native, ops, packed, reference
 from kcode_backend.kernels.native import Kernels
 from kcode_backend.weights.quant import QuantFormat, format_of_ggml_type, row_bytes
-from tests.backend.kernels.blocks import columns_for, random_rows
+from tests.backend.kernels.blocks import SCALES, columns_for, random_rows
 
 FORMATS = list(QuantFormat)
 # Prime, tiny, one past the tile of 8 or 16 rows, and of two such tiles.
@@ -77,7 +77,7 @@ def test_a_large_activation_costs_only_its_group_of_columns_their_precision(quan
 def test_sums_do_not_overflow_at_the_largest_weights_and_activations(quant: QuantFormat) -> None:
     raw = np.full((19, row_bytes(quant, 512)), 0xFF, dtype=np.uint8)
     template = random_rows(quant, 19, 512)
-    for offset in {QuantFormat.Q6_K: (208,), QuantFormat.Q4_K: (0, 2), QuantFormat.Q5_K: (0, 2)}.get(quant, (0,)):
+    for offset in SCALES[quant]:
         for start in range(offset, raw.shape[1], quant.block_bytes):
             raw[:, start : start + 2] = template[:, start : start + 2]
     if quant is QuantFormat.Q8_0:
