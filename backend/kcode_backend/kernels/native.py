@@ -128,9 +128,7 @@ class Kernels:
         self, quant: QuantFormat, data: npt.NDArray[np.uint8], lanes: int, columns: int, rows: npt.NDArray[np.int32]
     ) -> npt.NDArray[np.float32]:
         out = np.empty((rows.size, columns), dtype=np.float32)
-        self.library.kc_unpack_rows(
-            quant.number, data.ctypes.data, columns, lanes, rows.ctypes.data, rows.size, out.ctypes.data
-        )
+        self.library.kc_unpack_rows(quant.number, data.ctypes.data, columns, lanes, rows.ctypes.data, rows.size, out.ctypes.data)
         return out
 
     def linear(self, x: torch.Tensor, parts: ctypes.Array[PartDescriptor], bias: torch.Tensor | None, out: torch.Tensor) -> None:
