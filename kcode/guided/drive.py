@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kcode.errors import EngineDied, ModelError
 from kcode.guided import rewrite
+from kcode.guided.goal import Goal, choose, named_target
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
 from kcode.loop import work
@@ -55,28 +56,28 @@ class Guided:
 
     async def drive(self, steps: Steps, text: str) -> Ending:
         self.attempts = 0
-        before = await self._test(steps, FIRST_TIMEOUT_S)
-        if before is None or before.ok or not (before.failing or before.failed or before.errors):
+        goal = await self._goal(steps, text)
+        if goal is None:
             return await work(steps, text)
         files = await load_sources(self.sandbox, words_of(text))
         self._forget_reads(steps)
-        suspects = find_suspects(files, text, before.failing, MAX_SUSPECTS)
+        suspects = find_suspects(files, text, goal.wanted, MAX_SUSPECTS)
         if not suspects:
             steps.notice("info", "no function stands out as the cause; the model works freely")
-            return await self._free(steps, text)
+            return await self._free(steps, text, goal)
         steps.notice("info", f"suspected: {', '.join(suspect.label for suspect in suspects)}")
         snapshot = await steps.snapshot()
-        steps.say(rewrite.brief(text, before.text(rewrite.MAX_FAILING_CHARS), suspects))
-        timeout_s = max(MIN_TIMEOUT_S, int(before.duration_s * 3) + 10)
+        steps.say(rewrite.brief(text, goal.essential.text(rewrite.MAX_FAILING_CHARS), suspects))
         fixed: Ending | None = None
         try:
             async with aclosing(self._repairs(steps, suspects)) as repairs:
                 async for repair in repairs:
                     mark = steps.mark()
-                    report = await self._try(steps, repair, timeout_s)
-                    if report is not None and report.ok:
-                        fixed = Ending("finished", "the tests pass", self._success(repair, before, report), self.attempts)
-                        return fixed
+                    if await self._apply(steps, repair):
+                        goal, after = await self._judge(steps, goal, snapshot)
+                        if after is not None:
+                            fixed = Ending("finished", "the tests pass", success(repair, goal, after), self.attempts)
+                            return fixed
                     await self._clean(steps, snapshot)
                     steps.rewind(mark)
                     steps.take_steering()
@@ -85,13 +86,25 @@ class Guided:
             if fixed is None:
                 await self._clean(steps, snapshot)
         reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
-        return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {before.counts}.", self.attempts)
+        return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {goal.before.counts}.", self.attempts)
 
-    async def _free(self, steps: Steps, text: str) -> Ending:
+    async def _goal(self, steps: Steps, text: str) -> Goal | None:
+        """What must pass; None when no test fails. A test that the task names is run alone, before all of them are."""
+        for target in (named_target(text), ""):
+            report = await self._test(steps, FIRST_TIMEOUT_S, target)
+            if report is None:
+                return None
+            if report.failing and not report.ok:
+                return choose(text, report, target)
+            if not target:
+                return None
+        return None
+
+    async def _free(self, steps: Steps, text: str, goal: Goal) -> Ending:
         """The free loop on failing tests; they have the last word on whether it is finished."""
         ending = await work(steps, text)
         after = await self._test(steps, FIRST_TIMEOUT_S)
-        if ending.status != "finished" or after is None or after.ok:
+        if ending.status != "finished" or after is None or goal.met(after):
             return ending
         return Ending("limit", f"the model stopped, but tests still fail: {after.counts}", ending.result)
 
@@ -106,22 +119,35 @@ class Guided:
             if isinstance(tool, RewriteFunctionTool):
                 tool.files.forget()
 
-    async def _try(self, steps: Steps, repair: Repair, timeout_s: int) -> TestReport | None:
-        """Apply the repair and run the tests; None when it could not be applied."""
+    async def _apply(self, steps: Steps, repair: Repair) -> bool:
         arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}
         called = await steps.run("rewrite_function", arguments, text=repair.why)
-        if called.result.is_error:
-            return None
-        self.attempts += 1
-        return await self._test(steps, timeout_s, recorded=True)
+        return not called.result.is_error
 
-    async def _test(self, steps: Steps, timeout_s: int, *, recorded: bool = False) -> TestReport | None:
-        """Run the project's tests; None when the profile has no such tool."""
+    async def _judge(self, steps: Steps, goal: Goal, clean: str) -> tuple[Goal, TestReport | None]:
+        """Test the tree as it is; the report when the goal is met. The goal knows more when `clean` had to be tested as well."""
+        self.attempts += 1
+        timeout_s = FIRST_TIMEOUT_S if goal.known is None else max(MIN_TIMEOUT_S, int(goal.before.duration_s * 3) + 10)
+        if goal.quick:
+            report = await self._test(steps, timeout_s, goal.quick, recorded=True)
+            if report is None or goal.refused_by(report):
+                return goal, None
+        report = await self._test(steps, timeout_s, recorded=True)
+        if report is not None and goal.known is None and goal.broken(report):
+            repaired = await steps.snapshot()
+            await self._clean(steps, clean)
+            first = await self._test(steps, timeout_s)
+            await self._clean(steps, repaired)
+            goal = goal if first is None else goal.knowing(first)
+        return goal, report if report is not None and goal.met(report) else None
+
+    async def _test(self, steps: Steps, timeout_s: int, target: str = "", *, recorded: bool = False) -> TestReport | None:
+        """Run the project's tests, or `target` of them; None when the profile has no such tool."""
         tool = next((tool for tool in steps.tools if isinstance(tool, RunTestsTool)), None)
         if tool is None:
             return None
         call = steps.run if recorded else steps.probe
-        await call("run_tests", {"timeout_s": timeout_s})
+        await call("run_tests", {"timeout_s": timeout_s} | ({"target": target} if target else {}))
         return tool.last_report
 
     async def _repairs(self, steps: Steps, suspects: list[Suspect]) -> AsyncGenerator[Repair, None]:
@@ -177,9 +203,10 @@ class Guided:
                 return Repair(suspect, code, f"A new version of {suspect.label}.")
         return None
 
-    @staticmethod
-    def _success(repair: Repair, before: TestReport, after: TestReport) -> str:
-        return f"Fixed {repair.suspect.label}. {repair.why} Tests: {before.counts} before, {after.counts} now."
+
+def success(repair: Repair, goal: Goal, after: TestReport) -> str:
+    others = "" if after.ok else " The tests that still fail failed before, too."
+    return f"Fixed {repair.suspect.label}. {repair.why} Tests: {goal.before.counts} before, {after.counts} now.{others}"
 
 
 def as_repair(proposal: Proposal, tried: set[str]) -> Repair:

@@ -102,7 +102,8 @@ async def test_first_surprise_is_the_repair(begin: Begin, workspace: Path) -> No
         "Fixed add in calc.py. Line 6 of calc.py looks wrong: `return a - b`. Tests: 1 failed, 1 passed before, 2 passed now."
     )
     assert model.requests == [], "the model was asked although its reading was enough"
-    assert [(run.passed, run.failed) for run in runs(events)] == [(1, 1), (2, 0)]
+    # The test that the task names, before and after; then all tests.
+    assert [(run.passed, run.failed) for run in runs(events)] == [(1, 1), (2, 0), (2, 0)]
     assert "suspected: add in calc.py" in notices(events)
     assert end.usage.prompt_tokens > 0
     assert "-    return a - b\n+    return a + b" in await session.diff()
@@ -114,11 +115,11 @@ async def test_repair_is_told_to_the_model_as_its_own_call(begin: Begin) -> None
     session = await begin(model)
     await collect(session, TASK)
     told = session.messages
-    assert [message.role for message in told] == ["system", "user", "assistant", "tool", "assistant", "tool"]
+    assert [message.role for message in told] == ["system", "user", *["assistant", "tool"] * 3]
     assert TASK in told[1].text
     assert "test_add" in told[1].text
     assert BROKEN in told[1].text
-    assert [call.name for message in told for call in message.calls] == ["rewrite_function", "run_tests"]
+    assert [call.name for message in told for call in message.calls] == ["rewrite_function", "run_tests", "run_tests"]
     assert orphans(told) == []
     # The next turn finds nothing failing: the free loop, after the very same messages.
     events = await collect(session, "thanks")
@@ -149,7 +150,7 @@ async def test_rewrite_repairs_after_a_wrong_surprise(begin: Begin, workspace: P
     end = ending(events)
     assert (end.status, end.attempts, end.steps) == ("finished", 2, 1)
     assert end.result.startswith("Fixed add in calc.py. A new version of add in calc.py.")
-    assert [(run.passed, run.failed) for run in runs(events)] == [(1, 1), (1, 1), (2, 0)]
+    assert [(run.passed, run.failed) for run in runs(events)] == [(1, 1), (1, 1), (2, 0), (2, 0)]
     # Whatever was tried, the model and the next repair find the tree as the first run of the tests left it.
     clean = {**{name: text.encode() for name, text in PROJECT.items()}, "trace.txt": b"-1"}
     assert len(model.trees) >= 3
@@ -191,7 +192,7 @@ async def test_rewrite_equal_to_the_original_is_not_judged(begin: Begin, workspa
     assert (workspace / "calc.py").read_text() == RIGHT
     end = ending(events)
     assert (end.status, end.attempts, end.steps) == ("finished", 1, 3)
-    assert len(runs(events)) == 2
+    assert len(runs(events)) == 3
 
 
 @pytest.mark.usefixtures("project")

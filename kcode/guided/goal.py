@@ -1,0 +1,95 @@
+"""What a turn about failing tests has to reach: those it is about pass, and no test fails that passed before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from kcode.repomap import TEST_PATH
+from kcode.tools.testing.report import FailingTest, TestReport
+
+NAMED = re.compile(r"[\w./-]+\.\w+(?:::[\w.:-]+(?:\[[^\]\s]*\])?)?")
+# A whole run below this is not worth a smaller one before it.
+LONG_RUN_S = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`wanted` must pass. `known` are ids of other tests that failed before; None when only a part of the tests was run.
+
+    `target` selects the wanted tests for run_tests, and hardly any others; "" when one target cannot.
+    """
+
+    before: TestReport
+    wanted: tuple[FailingTest, ...]
+    known: frozenset[str] | None
+    target: str
+
+    @property
+    def essential(self) -> TestReport:
+        """The run before with the wanted failures alone."""
+        return replace(self.before, failing=self.wanted)
+
+    @property
+    def quick(self) -> str:
+        """What to run before everything else is run, since it takes so much less; "" for nothing."""
+        return self.target if self.known is None or self.before.duration_s > LONG_RUN_S else ""
+
+    def refused_by(self, report: TestReport) -> bool:
+        """Whether a run of `quick` shows that a repair is wrong; it cannot show that one is right."""
+        return bool(report.failed or report.errors) or not report.passed
+
+    def broken(self, report: TestReport) -> list[str]:
+        """Ids that fail in a whole run, are not wanted, and are not known to have failed before."""
+        wanted = ids(self.wanted)
+        return sorted(ids(report.failing) - wanted - (self.known or frozenset()))
+
+    def met(self, report: TestReport) -> bool:
+        """Whether a whole run shows that the goal is reached."""
+        if report.ok:
+            return True
+        if report.problem or not report.passed or not report.failing or ids(report.failing) & ids(self.wanted):
+            return False
+        return not self.broken(report)
+
+    def knowing(self, clean: TestReport) -> Goal:
+        """The goal after a whole run on the tree without any repair."""
+        return replace(self, known=ids(clean.failing) - ids(self.wanted))
+
+
+def ids(tests: Iterable[FailingTest]) -> frozenset[str]:
+    return frozenset(test.id for test in tests)
+
+
+def named_target(task: str) -> str:
+    """The one test file or test id that the task names; "" when it names none or several."""
+    found = {name.rstrip(".:") for name in NAMED.findall(task) if TEST_PATH.search(name.partition("::")[0])}
+    return found.pop() if len(found) == 1 else ""
+
+
+def choose(task: str, report: TestReport, target: str) -> Goal:
+    """The goal of `task`, given a run with failing tests: of everything, or of the `target` that the task names."""
+    if target:
+        return Goal(report, report.failing, None, target)
+    wanted = mentioned(task, report.failing) or report.failing
+    return Goal(report, wanted, ids(report.failing) - ids(wanted), common_target(wanted))
+
+
+def mentioned(task: str, failing: Sequence[FailingTest]) -> tuple[FailingTest, ...]:
+    """The failing tests whose id, file or name stands in the task."""
+    names = set(re.findall(r"[\w./-]+", task))
+    return tuple(test for test in failing if test.id in task or names & {*re.split(r"::|\[", test.id)[:4], file_name(test.id)})
+
+
+def file_name(test_id: str) -> str:
+    return test_id.partition("::")[0].rpartition("/")[2]
+
+
+def common_target(tests: Sequence[FailingTest]) -> str:
+    """The id of a single Python test, or the file that all of them are in."""
+    if len(tests) == 1 and "::" in tests[0].id:
+        return tests[0].id
+    files = {test.id.partition("::")[0] for test in tests}
+    file = files.pop() if len(files) == 1 else ""
+    return file if file.endswith(".py") else ""
