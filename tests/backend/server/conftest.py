@@ -32,7 +32,7 @@ class EngineServer:
     log: Path
 
     def client(self) -> httpx.Client:
-        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://engine", timeout=60)
+        return httpx.Client(transport=httpx.HTTPTransport(uds=str(self.socket)), base_url="http://engine", timeout=300)
 
     def post(self, body: dict[str, object]) -> httpx.Response:
         with self.client() as client:
