@@ -18,7 +18,7 @@ from kcode_backend.chat.grammar import AnswerConstraint, BadGrammar, CallConstra
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
 from kcode_backend.kernels import native
-from kcode_backend.kv.cache import KVCache, bytes_per_token
+from kcode_backend.kv.cache import KVCache, bytes_per_block
 from kcode_backend.kv.pool import BLOCK_TOKENS
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
@@ -142,9 +142,9 @@ def load_serving(path: Path, context: int | None, threads: int | None) -> Servin
     model = load(path)
     limit = min(context or model.config.context_length, model.config.context_length)
     wanted = KV_CONTEXTS * limit
-    room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_token(model.config)
-    tokens = max(BLOCK_TOKENS, min(wanted, room))
-    return Serving(model, KVCache.allocate(model.config, -(-tokens // BLOCK_TOKENS), BLOCK_TOKENS), limit)
+    room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_block(model.config, BLOCK_TOKENS)
+    blocks = max(1, min(-(-wanted // BLOCK_TOKENS), room))
+    return Serving(model, KVCache.allocate(model.config, blocks, BLOCK_TOKENS), limit)
 
 
 def _set_threads(threads: int | None) -> None:

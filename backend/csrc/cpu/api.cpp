@@ -95,18 +95,22 @@ KC_EXPORT void kc_silu_mul(int isa, const float *gate_up, int rows, int width, f
     table(isa)->silu_mul(gate_up, rows, width, out);
 }
 
-KC_EXPORT void kc_store_kv(int isa, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens, int row,
-                           uint16_t *k_cache, uint16_t *v_cache, const int32_t *slots) {
-    table(isa)->store_kv(k, k_stride, v, v_stride, tokens, row, k_cache, v_cache, slots);
+KC_EXPORT int64_t kc_page_bytes(int kind, int block_size, int width) { return page_layout(kind, block_size, width).bytes; }
+
+KC_EXPORT void kc_store_kv(int isa, const Pages *pages, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens,
+                           const int32_t *slots) {
+    const StoreCall call{pages, k, k_stride, v, v_stride, tokens, slots};
+    table(isa)->store_kv(&call);
 }
 
-KC_EXPORT void kc_attention(int isa, const float *q, int64_t q_stride, const uint16_t *k_cache, const uint16_t *v_cache,
-                            const int32_t *block_tables, int max_blocks, const int32_t *seq_starts, const int32_t *context_lens, int seqs,
-                            int heads, int kv_heads, int width, int block_size, float scale, float *out) {
-    const AttentionCall call{q,    q_stride, k_cache,  v_cache, block_tables, max_blocks, seq_starts, context_lens,
-                             seqs, heads,    kv_heads, width,   block_size,   scale,      out};
+KC_EXPORT void kc_attention(int isa, const Pages *pages, const float *q, int64_t q_stride, int heads, const int32_t *block_tables,
+                            int max_blocks, const int32_t *seq_starts, const int32_t *context_lens, int seqs, float scale, float *out) {
+    const AttentionCall call{pages, q, q_stride, heads, block_tables, max_blocks, seq_starts, context_lens, seqs, scale, out};
     table(isa)->attention(&call);
 }
+
+// 96 * lanes * repetitions float multiply-adds per thread, from registers: what no kernel can exceed.
+KC_EXPORT void kc_multiply_probe(int isa, int64_t repetitions) { table(isa)->multiply_probe(repetitions); }
 
 // Reads `bytes` bytes once with all threads.
 KC_EXPORT void kc_read_probe(const uint8_t *data, int64_t bytes) {

@@ -210,3 +210,17 @@ KC_INLINE Floats exponential(Floats x) {
     const Floats value = sum * bits<Floats>(exponent);
     return x < splat(-87.0f) ? Floats{} : value;
 }
+
+// 2^x for x <= 0 within 3e-7 of the value; below -125 it is 2^-125, so that nothing becomes denormal.
+KC_INLINE Floats power_of_two(Floats x) {
+    const Floats magic = splat(12582912.0f);  // as in `exponential`
+    const Floats bounded = maximum(x, splat(-125.0f));
+    const Floats shifted = bounded + magic;
+    const Floats rest = bounded - (shifted - magic);
+    Floats sum = rest * 1.327647940e-3f + 9.675541283e-3f;
+    sum = sum * rest + 5.550713246e-2f;
+    sum = sum * rest + 2.402211972e-1f;
+    sum = sum * rest + 6.931469671e-1f;
+    sum = sum * rest + 1.000000072f;
+    return bits<Floats>(bits<Ints>(sum) + (bits<Ints>(shifted) << 23));
+}

@@ -26,12 +26,14 @@ namespace {
 #include "rope.h"
 #include "activation.h"
 #include "kv.h"
+#include "attention_tile.h"
 #include "attention.h"
+#include "probe.h"
 }  // namespace
 }  // namespace KC_ISA
 
 #define KC_JOIN(a, b) a##b
 #define KC_TABLE(isa) KC_JOIN(kc_table_, isa)
 
-extern "C" const KernelTable KC_TABLE(KC_ISA) = {KC_ISA::LANES,    KC_ISA::linear,   KC_ISA::rms_norm, KC_ISA::rope,
-                                                 KC_ISA::silu_mul, KC_ISA::store_kv, KC_ISA::attention};
+extern "C" const KernelTable KC_TABLE(KC_ISA) = {KC_ISA::LANES,    KC_ISA::linear,   KC_ISA::rms_norm,  KC_ISA::rope,
+                                                 KC_ISA::silu_mul, KC_ISA::store_kv, KC_ISA::attention, KC_ISA::multiply_probe};

@@ -1,30 +1,40 @@
-// Writes the keys and values of new tokens into their slots of the float16 cache.
+// Writes the keys and values of new tokens into the pages of their slots (layout.h).
+//
+// Keys are columns of a page, so a token is written element by element. A task is a run of STORE_RUN tokens: neighbours share
+// cache lines, and two threads must not write the same ones more than at the seams.
 
-struct StoreJob {
-    const float *k;
-    int64_t k_stride;
-    const float *v;
-    int64_t v_stride;
-    int row;
-    uint16_t *k_cache, *v_cache;
-    const int32_t *slots;
-};
+constexpr int STORE_RUN = 32;
 
-KC_INLINE void narrow_floats(const float *from, int count, uint16_t *to) {
-    int i = 0;
-    for (; i + LANES <= count; i += LANES) store_halves(to + i, load<Floats>(from + i));
-    for (; i < count; i++) to[i] = float_to_half(from[i]);
+void store_head_halves(const PageLayout &layout, const float *k, const float *v, int width, int at, uint8_t *page) {
+    uint16_t *column = (uint16_t *)page + at, *row = (uint16_t *)(page + layout.values) + (int64_t)at * layout.width;
+    uint16_t narrow[LANES];
+    for (int i = 0; i < layout.width; i += LANES) {
+        Floats keys = {}, values = {};
+        memcpy(&keys, k + i, (size_t)(width - i < LANES ? (width > i ? width - i : 0) : LANES) * 4);
+        memcpy(&values, v + i, (size_t)(width - i < LANES ? (width > i ? width - i : 0) : LANES) * 4);
+        store_halves(narrow, keys);
+        for (int j = 0; j < LANES; j++) column[(int64_t)(i + j) * layout.tokens] = narrow[j];
+        store_halves(row + i, values);
+    }
 }
 
-void store_token(void *context, int token, int) {
-    const StoreJob &job = *(const StoreJob *)context;
-    const int64_t offset = (int64_t)job.slots[token] * job.row;
-    narrow_floats(job.k + token * job.k_stride, job.row, job.k_cache + offset);
-    narrow_floats(job.v + token * job.v_stride, job.row, job.v_cache + offset);
+void store_run(void *context, int task, int) {
+    const StoreCall &call = *(const StoreCall *)context;
+    const Pages &pages = *call.pages;
+    const PageLayout layout = page_layout(pages.kind, pages.block_size, pages.width);
+    const int first = task * STORE_RUN, end = first + STORE_RUN < call.tokens ? first + STORE_RUN : call.tokens;
+    for (int token = first; token < end; token++) {
+        const int slot = call.slots[token], at = slot % pages.block_size;
+        uint8_t *page = pages.data + (int64_t)(slot / pages.block_size) * pages.block_stride;
+        for (int head = 0; head < pages.kv_heads; head++, page += layout.bytes) {
+            const float *k = call.k + token * call.k_stride + (int64_t)head * pages.width;
+            const float *v = call.v + token * call.v_stride + (int64_t)head * pages.width;
+            store_head_halves(layout, k, v, pages.width, at, page);
+        }
+    }
 }
 
-void store_kv(const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens, int row, uint16_t *k_cache,
-              uint16_t *v_cache, const int32_t *slots) {
-    StoreJob job{k, k_stride, v, v_stride, row, k_cache, v_cache, slots};
-    run_rows(tokens, (int64_t)tokens * row, store_token, &job);
+void store_kv(const StoreCall *call) {
+    const int64_t elements = (int64_t)call->tokens * call->pages->kv_heads * call->pages->width;
+    run_rows((call->tokens + STORE_RUN - 1) / STORE_RUN, elements, store_run, (void *)call);
 }

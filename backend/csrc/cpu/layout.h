@@ -113,17 +113,56 @@ static inline uint16_t float_to_half(float value) {
     return (uint16_t)(sign | ((rounded - (112u << 23)) >> 13));
 }
 
+// The cache of one layer: per block the pages of its kv heads, one after another. A page holds T tokens (the block's, rounded up
+// to 16) of width W (the head's, rounded up to 16; zeros): keys as columns, so that a vector is one dimension of LANES keys, and
+// values as rows. `PageLayout` of kernels/pages.py computes the same sizes.
+//   f16 : K f16[W][T], V f16[T][W]
+enum PageKind { PAGES_F16 = 0 };
+
+struct PageLayout {
+    int tokens, width;
+    int64_t values, bytes;  // offset of V, and of the next page
+};
+
+static inline PageLayout page_layout(int kind, int block_size, int width) {
+    PageLayout layout;
+    layout.tokens = (block_size + 15) / 16 * 16;
+    layout.width = (width + 15) / 16 * 16;
+    (void)kind;
+    layout.values = (int64_t)layout.tokens * layout.width * 2;
+    layout.bytes = 2 * layout.values;
+    return layout;
+}
+
+// `PagesDescriptor` of native.py.
+struct Pages {
+    uint8_t *data;
+    int64_t block_stride;  // bytes from a block of this layer to the next
+    int32_t kind, blocks, block_size, kv_heads, width;
+};
+
 // The operations of one instruction set. All are multithreaded and return when the work is done.
 struct AttentionCall {
+    const Pages *pages;
     const float *q;
     int64_t q_stride;
-    const uint16_t *k_cache, *v_cache;
+    int heads;
     const int32_t *block_tables;
     int max_blocks;
     const int32_t *seq_starts, *context_lens;
-    int seqs, heads, kv_heads, width, block_size;
+    int seqs;
     float scale;
     float *out;
+};
+
+struct StoreCall {
+    const Pages *pages;
+    const float *k;
+    int64_t k_stride;
+    const float *v;
+    int64_t v_stride;
+    int tokens;
+    const int32_t *slots;
 };
 
 struct RopeCall {
@@ -144,9 +183,9 @@ struct KernelTable {
     void (*rms_norm)(const float *x, float *residual, const float *weight, float eps, int rows, int width, float *out);
     void (*rope)(const RopeCall *call);
     void (*silu_mul)(const float *gate_up, int rows, int width, float *out);
-    void (*store_kv)(const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens, int row, uint16_t *k_cache,
-                     uint16_t *v_cache, const int32_t *slots);
+    void (*store_kv)(const StoreCall *call);
     void (*attention)(const AttentionCall *call);
+    void (*multiply_probe)(int64_t repetitions);
 };
 
 extern "C" {

@@ -20,6 +20,7 @@ import platformdirs
 import torch
 
 from kcode_backend.kernels import build
+from kcode_backend.kernels.pages import PageLayout, Pages
 from kcode_backend.weights.quant import QuantFormat
 
 ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2}
@@ -52,28 +53,13 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_rms_norm": (None, [_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
     "kc_rope": (None, [_INT, _POINTER, _LONG, _INT, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _INT]),
     "kc_silu_mul": (None, [_INT, _POINTER, _INT, _INT, _POINTER]),
-    "kc_store_kv": (None, [_INT, _POINTER, _LONG, _POINTER, _LONG, _INT, _INT, _POINTER, _POINTER, _POINTER]),
+    "kc_page_bytes": (_LONG, [_INT, _INT, _INT]),
+    "kc_store_kv": (None, [_INT, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _INT, _POINTER]),
     "kc_attention": (
         None,
-        [
-            _INT,
-            _POINTER,
-            _LONG,
-            _POINTER,
-            _POINTER,
-            _POINTER,
-            _INT,
-            _POINTER,
-            _POINTER,
-            _INT,
-            _INT,
-            _INT,
-            _INT,
-            _INT,
-            _FLOAT,
-            _POINTER,
-        ],
+        [_INT, _POINTER, _POINTER, _LONG, _INT, _POINTER, _INT, _POINTER, _POINTER, _INT, _FLOAT, _POINTER],
     ),
+    "kc_multiply_probe": (None, [_INT, _LONG]),
     "kc_read_probe": (None, [_POINTER, _LONG]),
 }
 
@@ -160,20 +146,18 @@ class Kernels:
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         self.library.kc_silu_mul(self.number, gate_up.data_ptr(), out.shape[0], out.shape[1], out.data_ptr())
 
-    def store_kv(
-        self, k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor
-    ) -> None:
-        n, heads, width = k.shape
-        caches = (k_cache.data_ptr(), v_cache.data_ptr())
-        self.library.kc_store_kv(
-            self.number, k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0), n, heads * width, *caches, slots.data_ptr()
-        )
+    def page_bytes(self, layout: PageLayout) -> int:
+        """`layout.page_bytes` as the library computes it."""
+        return self.library.kc_page_bytes(layout.kind.number, layout.block_size, layout.head_dim)
+
+    def store_kv(self, k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
+        keys, values = (k.data_ptr(), k.stride(0)), (v.data_ptr(), v.stride(0))
+        self.library.kc_store_kv(self.number, ctypes.addressof(pages.descriptor), *keys, *values, k.shape[0], slots.data_ptr())
 
     def paged_attention(
         self,
         q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
+        pages: Pages,
         block_tables: torch.Tensor,
         seq_starts: torch.Tensor,
         context_lens: torch.Tensor,
@@ -181,16 +165,19 @@ class Kernels:
         out: torch.Tensor,
     ) -> None:
         seqs, max_blocks = block_tables.shape
-        _, heads, width = q.shape
-        _, block_size, kv_heads, _ = k_cache.shape
         self.library.kc_attention(
-            self.number, q.data_ptr(), q.stride(0), k_cache.data_ptr(), v_cache.data_ptr(), block_tables.data_ptr(), max_blocks,
-            seq_starts.data_ptr(), context_lens.data_ptr(), seqs, heads, kv_heads, width, block_size, scale, out.data_ptr(),
+            self.number, ctypes.addressof(pages.descriptor), q.data_ptr(), q.stride(0), q.shape[1], block_tables.data_ptr(),
+            max_blocks, seq_starts.data_ptr(), context_lens.data_ptr(), seqs, scale, out.data_ptr(),
         )  # fmt: skip
 
     def read_probe(self, data: npt.NDArray[np.uint8]) -> None:
         """Reads every byte once with all threads: the yardstick of the benches."""
         self.library.kc_read_probe(data.ctypes.data, data.nbytes)
+
+    def multiply_probe(self, repetitions: int) -> int:
+        """Float multiply-adds from registers on all threads, the most that any kernel could reach; returns how many."""
+        self.library.kc_multiply_probe(self.number, repetitions)
+        return 96 * self.lanes * repetitions * self.threads()
 
 
 def load(path: Path, isa: str | None = None) -> Kernels:

@@ -9,6 +9,7 @@ import torch
 
 from kcode_backend.kernels import native, packed, reference
 from kcode_backend.kernels.packed import PackedWeight
+from kcode_backend.kernels.pages import Pages
 
 # MAX_WIDTH of csrc/cpu/attention.h.
 MAX_HEAD_SIZE = 256
@@ -101,8 +102,8 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor) -> None:
-    """Writes k, v: [n, kv_heads, d] into the caches [blocks, block_size, kv_heads, d] float16 at slots: [n] int32.
+def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
+    """Writes k, v: [n, kv_heads, d] into the pages of slots: [n] int32.
 
     slot = block * block_size + offset within the block. Token strides larger than a row are fine.
     """
@@ -110,22 +111,23 @@ def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: t
     if v.shape != k.shape:
         raise ValueError(f"v has shape {tuple(v.shape)}, k {tuple(k.shape)}")
     _heads("v", v)
-    _cache(k_cache, v_cache, heads, width)
+    layout = pages.layout
+    if (heads, width) != (layout.kv_heads, layout.head_dim):
+        raise ValueError(f"k has {heads} heads of size {width}, the cache {layout.kv_heads} of {layout.head_dim}")
     _indices("slots", slots, n)
-    total = k_cache.shape[0] * k_cache.shape[1]
+    total = pages.blocks * layout.block_size
     if n and not (int(slots.min()) >= 0 and int(slots.max()) < total):
         raise ValueError(f"slots {int(slots.min())}..{int(slots.max())} are outside of the cache's {total}")
     kernels = native.active()
     if kernels is None:
-        reference.store_kv(k, v, k_cache, v_cache, slots)
+        reference.store_kv(k, v, pages, slots)
     else:
-        kernels.store_kv(k, v, k_cache, v_cache, slots)
+        kernels.store_kv(k, v, pages, slots)
 
 
 def paged_attention(
     q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    pages: Pages,
     block_tables: torch.Tensor,
     seq_starts: torch.Tensor,
     context_lens: torch.Tensor,
@@ -135,27 +137,28 @@ def paged_attention(
 
     block_tables: [seqs, max_blocks] int32; seq_starts: [seqs + 1] int32, sequence s owns queries seq_starts[s]..seq_starts[s+1];
     context_lens: [seqs] int32, tokens in the cache *including* these queries, which are the last ones of the context.
-    heads is a multiple of kv_heads (query head h reads kv head h // (heads / kv_heads)). Entries of a block table past
-    the context are not read.
+    heads is a multiple of the pages' kv_heads (query head h reads kv head h // (heads / kv_heads)). Entries of a block table
+    past the context are not read.
     """
     n, heads, width = _heads("q", q)
-    kv_heads = k_cache.shape[2] if k_cache.dim() == 4 else 0
-    _cache(k_cache, v_cache, kv_heads, width)
-    if kv_heads == 0 or heads % kv_heads:
-        raise ValueError(f"{heads} query heads are not a multiple of {kv_heads} kv heads")
+    layout = pages.layout
+    if heads % layout.kv_heads:
+        raise ValueError(f"{heads} query heads are not a multiple of {layout.kv_heads} kv heads")
+    if width != layout.head_dim:
+        raise ValueError(f"q has heads of size {width}, the cache of {layout.head_dim}")
     if width > MAX_HEAD_SIZE:
         raise ValueError(f"heads of size {width}: at most {MAX_HEAD_SIZE} are supported")
-    _check_sequences(n, k_cache, block_tables, seq_starts, context_lens)
+    _check_sequences(n, pages, block_tables, seq_starts, context_lens)
     kernels = native.active()
     if kernels is None:
-        return reference.paged_attention(q, k_cache, v_cache, block_tables, seq_starts, context_lens, scale)
+        return reference.paged_attention(q, pages, block_tables, seq_starts, context_lens, scale)
     out = torch.empty(n, heads, width)
-    kernels.paged_attention(q, k_cache, v_cache, block_tables, seq_starts, context_lens, scale, out)
+    kernels.paged_attention(q, pages, block_tables, seq_starts, context_lens, scale, out)
     return out
 
 
 def _check_sequences(
-    n: int, k_cache: torch.Tensor, block_tables: torch.Tensor, seq_starts: torch.Tensor, context_lens: torch.Tensor
+    n: int, pages: Pages, block_tables: torch.Tensor, seq_starts: torch.Tensor, context_lens: torch.Tensor
 ) -> None:
     if block_tables.dim() != 2 or block_tables.dtype is not torch.int32 or not block_tables.is_contiguous():
         raise ValueError(
@@ -167,7 +170,7 @@ def _check_sequences(
     starts, contexts = seq_starts.tolist(), context_lens.tolist()
     if starts[0] != 0 or starts[-1] != n:
         raise ValueError(f"seq_starts must run from 0 to {n}, the number of queries; got {starts[0]}..{starts[-1]}")
-    blocks, block_size = k_cache.shape[0], k_cache.shape[1]
+    blocks, block_size = pages.blocks, pages.layout.block_size
     for sequence, context in enumerate(contexts):
         queries = starts[sequence + 1] - starts[sequence]
         if not 0 <= queries <= context <= max_blocks * block_size:
@@ -212,13 +215,3 @@ def _heads(name: str, tensor: torch.Tensor) -> tuple[int, int, int]:
     if n and (tensor.stride(2) != 1 or (heads > 1 and tensor.stride(1) != width)):
         raise ValueError(f"{name}: heads must lie side by side, got strides {tensor.stride()} for shape {tuple(tensor.shape)}")
     return n, heads, width
-
-
-def _cache(k_cache: torch.Tensor, v_cache: torch.Tensor, kv_heads: int, width: int) -> None:
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.dtype is not torch.float16 or cache.dim() != 4 or not cache.is_contiguous():
-            raise ValueError(
-                f"{name} must be contiguous float16 [blocks, block_size, kv_heads, d], got {cache.dtype} {tuple(cache.shape)}"
-            )
-        if cache.shape[2:] != (kv_heads, width) or cache.shape != k_cache.shape:
-            raise ValueError(f"{name} has shape {tuple(cache.shape)}, needed {kv_heads} kv heads of size {width}")

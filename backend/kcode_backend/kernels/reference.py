@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from gguf.quants import dequantize as gguf_dequantize
 
+from kcode_backend.kernels.pages import Pages
 from kcode_backend.weights.quant import QuantFormat
 
 
@@ -61,34 +62,51 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(gate) * up
 
 
-def store_kv(k: torch.Tensor, v: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor) -> None:
-    """k, v: [n, kv_heads, d]; caches: [blocks, block_size, kv_heads, d] float16; slot = block * block_size + offset."""
-    where = slots.long()
-    k_cache.view(-1, *k_cache.shape[2:])[where] = k.to(k_cache.dtype)
-    v_cache.view(-1, *v_cache.shape[2:])[where] = v.to(v_cache.dtype)
+def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
+    """k, v: [n, kv_heads, d]; slot = block * block_size + offset."""
+    blocks, at = slots.long() // pages.layout.block_size, slots.long() % pages.layout.block_size
+    padding = pages.layout.width - pages.layout.head_dim
+    keys, values = _halves(pages)
+    keys[blocks, :, :, at] = torch.nn.functional.pad(k, (0, padding)).half()
+    values[blocks, :, at] = torch.nn.functional.pad(v, (0, padding)).half()
+
+
+def read_kv(pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
+    """All keys and values as float32 [blocks, block_size, kv_heads, d]."""
+    tokens, width = pages.layout.block_size, pages.layout.head_dim
+    keys, values = _halves(pages)
+    return keys[:, :, :width, :tokens].permute(0, 3, 1, 2).float(), values[:, :, :tokens, :width].transpose(1, 2).float()
+
+
+def _halves(pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views of the keys [blocks, kv_heads, width, tokens] and values [blocks, kv_heads, tokens, width]."""
+    layout = pages.layout
+    parts = pages.data.unflatten(1, (layout.kv_heads, 2, layout.half_bytes)).view(torch.float16)
+    keys = parts[:, :, 0].unflatten(2, (layout.width, layout.tokens))
+    return keys, parts[:, :, 1].unflatten(2, (layout.tokens, layout.width))
 
 
 def paged_attention(
     q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
+    pages: Pages,
     block_tables: torch.Tensor,
     seq_starts: torch.Tensor,
     context_lens: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention; the queries of a sequence are the last tokens of its context. See ops.paged_attention."""
+    """Causal attention; the queries of a sequence are the last tokens of its context. Computed in float64, see ops."""
     out = torch.empty(q.shape, dtype=torch.float32)
-    block_size = k_cache.shape[1]
-    group = q.shape[1] // k_cache.shape[2]
+    block_size = pages.layout.block_size
+    group = q.shape[1] // pages.layout.kv_heads
+    k_cache, v_cache = read_kv(pages)
     for sequence in range(block_tables.shape[0]):
         start, end = int(seq_starts[sequence]), int(seq_starts[sequence + 1])
         context = int(context_lens[sequence])
         blocks = block_tables[sequence, : (context + block_size - 1) // block_size].long()
-        keys = k_cache[blocks].flatten(0, 1)[:context].float().repeat_interleave(group, dim=1)
-        values = v_cache[blocks].flatten(0, 1)[:context].float().repeat_interleave(group, dim=1)
-        scores = torch.einsum("nhd,chd->hnc", q[start:end], keys) * scale
+        keys = k_cache[blocks].flatten(0, 1)[:context].double().repeat_interleave(group, dim=1)
+        values = v_cache[blocks].flatten(0, 1)[:context].double().repeat_interleave(group, dim=1)
+        scores = torch.einsum("nhd,chd->hnc", q[start:end].double(), keys) * scale
         last = torch.arange(context - (end - start), context)
         scores.masked_fill_(torch.arange(context)[None, :] > last[:, None], float("-inf"))
-        out[start:end] = torch.einsum("hnc,chd->nhd", scores.softmax(dim=-1), values)
+        out[start:end] = torch.einsum("hnc,chd->nhd", scores.softmax(dim=-1), values).float()
     return out

@@ -9,6 +9,7 @@ from torch import Tensor
 from kcode_backend.config import ModelConfig
 from kcode_backend.kernels import ops
 from kcode_backend.kernels.packed import PackedWeight
+from kcode_backend.kernels.pages import Pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Attention:
     qkv_bias: Tensor | None
     output: PackedWeight
 
-    def forward(self, x: Tensor, step: Step, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, x: Tensor, step: Step, pages: Pages) -> Tensor:
         """x: [tokens, hidden] -> [tokens, heads * head_dim] before the output projection; writes the layer's cache."""
         config = self.config
         tokens = x.shape[0]
@@ -43,9 +44,9 @@ class Attention:
         k = projected[:, q_width : q_width + kv_width].view(tokens, config.kv_heads, config.head_dim)
         v = projected[:, q_width + kv_width :].view(tokens, config.kv_heads, config.head_dim)
         ops.rope_(q, k, step.positions, step.rope_table, config.rope_interleaved)
-        ops.store_kv(k, v, keys, values, step.slots)
+        ops.store_kv(k, v, pages, step.slots)
         scale = config.head_dim**-0.5
-        attended = ops.paged_attention(q, keys, values, step.block_tables, step.seq_starts, step.context_lens, scale)
+        attended = ops.paged_attention(q, pages, step.block_tables, step.seq_starts, step.context_lens, scale)
         return attended.view(tokens, q_width)
 
     def project(self, attended: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Decoder:
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             x = _norm(added, residual, block.attention_norm, eps)
-            attended = block.attention.forward(x, step, kv.keys[layer], kv.values[layer])
+            attended = block.attention.forward(x, step, kv.layers[layer])
             if layer == last:
                 # Nothing after the last attention is needed for tokens whose logits nobody reads.
                 if batch.logit_rows.numel() == 0:

@@ -21,6 +21,7 @@ from kcode_backend.config import ModelConfig, RopeConfig
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Event, Failed, Finished, Generation, Prefilled, Sampled, SamplingParams
 from kcode_backend.errors import OutOfContext
+from kcode_backend.kernels import ops, reference
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.model import Model
@@ -62,8 +63,9 @@ class HashNetwork:
         self.gate.wait(30)
         if self.broken:
             raise RuntimeError("the network is broken")
-        cells = kv.keys[0].view(-1, kv.keys[0].shape[-1])[:, 0]
-        cells[batch.slots] = batch.token_ids.to(torch.float16)
+        states = batch.token_ids.float()[:, None, None].expand(-1, 1, 4).contiguous()
+        ops.store_kv(states, states, kv.layers[0], batch.slots.int())
+        cells = reference.read_kv(kv.layers[0])[0].flatten(0, 1)[:, 0, 0]
         starts = batch.seq_starts.tolist()
         self.passes.append([end - start for start, end in itertools.pairwise(starts)])
         rows: list[np.ndarray] = []

@@ -73,14 +73,17 @@ def likely(logits: np.ndarray) -> np.ndarray:
 
 
 def expect(found: dict[int, Entry], rows: Sequence[np.ndarray], prompt: Sequence[int], start: int, alternatives: int) -> None:
-    """Every token from `start` on is scored from the row before it; `rows` are logits after each token."""
+    """Every token from `start` on is scored from the row before it; `rows` are logits after each token.
+
+    Tolerance: sums in another order, and now and then a key that rounds to the other of two neighbouring float16 numbers.
+    """
     assert sorted(found) == list(range(start, len(prompt)))
     for place, (logprob, others) in found.items():
         logprobs = likely(rows[place - 1])
         best = np.argsort(-logprobs, kind="stable")[:alternatives]
-        assert logprob == pytest.approx(logprobs[prompt[place]], abs=2e-4)
+        assert logprob == pytest.approx(logprobs[prompt[place]], abs=5e-4)
         assert [token for token, _ in others] == best.tolist()
-        assert [value for _, value in others] == pytest.approx(logprobs[best].tolist(), abs=2e-4)
+        assert [value for _, value in others] == pytest.approx(logprobs[best].tolist(), abs=5e-4)
 
 
 def plain_pass(model: Model, prompt: Sequence[int]) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from kcode_backend.kernels import native
-from kcode_backend.kv.cache import KVCache, bytes_per_token
+from kcode_backend.kv.cache import KVCache, bytes_per_block
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
@@ -225,7 +225,6 @@ def test_a_chunk_without_wanted_rows_still_fills_the_cache(model: Model) -> None
     torch.testing.assert_close(sequences.step({0: TOKENS[40:]}), whole[40:], rtol=0, atol=1e-4)
 
 
-def test_cache_bytes_per_token(model: Model) -> None:
+def test_cache_bytes_per_block(model: Model) -> None:
     kv = KVCache.allocate(model.config, blocks=3, block_size=BLOCK)
-    stored = sum(tensor.numel() * tensor.element_size() for tensor in kv.keys + kv.values)
-    assert bytes_per_token(model.config) * 3 * BLOCK == stored
+    assert kv.block_bytes == bytes_per_block(model.config, BLOCK)
