@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SHUTDOWN_S = 2
-"""How long running answers may go on after SIGTERM."""
+SHUTDOWN_S = 2.0
+"""How long running answers may go on after SIGTERM, unless said otherwise."""
+_FAREWELL_S = 3
+"""After that time: what a client needs to take the error that ends its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Options:
     context: int | None
     threads: int | None
     idle_timeout_s: float | None
+    shutdown_timeout_s: float
 
 
 class _Server(uvicorn.Server):
@@ -72,6 +76,9 @@ def read_options(arguments: list[str] | None) -> Options:
     parser.add_argument("--context", type=_positive, help="most tokens of prompt and answer together; default: the model's")
     parser.add_argument("--threads", type=_positive, help="compute threads; default: all cores")
     parser.add_argument("--idle-timeout", type=float, help="end after so many seconds without a request")
+    parser.add_argument(
+        "--shutdown-timeout", type=float, default=SHUTDOWN_S, help="seconds that running answers may go on after SIGTERM"
+    )
     given = parser.parse_args(arguments)
     if (given.socket is None) == (given.port is None):
         parser.error("give either --socket PATH or --port N")
@@ -85,6 +92,7 @@ def read_options(arguments: list[str] | None) -> Options:
         context=given.context,
         threads=given.threads,
         idle_timeout_s=given.idle_timeout,
+        shutdown_timeout_s=max(0.0, given.shutdown_timeout),
     )
 
 
@@ -110,6 +118,7 @@ class EngineProcess:
 
     async def run(self, listener: socket.socket) -> None:
         slot = Slot(self._options.name)
+        limit_s = self._options.shutdown_timeout_s
 
         @contextlib.asynccontextmanager
         async def lifespan(_: Starlette) -> AsyncGenerator[None]:
@@ -124,17 +133,38 @@ class EngineProcess:
 
         app = build_app(slot, self._options.api_key, lifespan)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=SHUTDOWN_S, server_header=False
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=math.ceil(limit_s) + _FAREWELL_S,
+            server_header=False,
         )
         self._server = _Server(config)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
+            loop.add_signal_handler(number, self._signalled, slot)
         await self._server.serve(sockets=[listener])
+
+    def _signalled(self, slot: Slot) -> None:
+        """The first signal lets running answers go on for a while, a second one ends them."""
+        loop = asyncio.get_running_loop()
+        if self._server and self._server.should_exit:
+            slot.stop()
+            loop.call_later(_FAREWELL_S, self._force)
+            return
+        if slot.active:
+            log.info("ending: %d requests may go on for %g s", slot.active, self._options.shutdown_timeout_s)
+        self._stop()
+        loop.call_later(self._options.shutdown_timeout_s, slot.stop)
 
     def _stop(self) -> None:
         if self._server:
             self._server.should_exit = True
+
+    def _force(self) -> None:
+        if self._server:
+            self._server.force_exit = True
 
     async def _load(self, slot: Slot) -> None:
         started = time.monotonic()

@@ -5,16 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from kcode_backend.chat.binding import BadGrammar
 from kcode_backend.chat.families import chat_format
 from kcode_backend.chat.format import AnswerParser, ChatFormat, ChatMessage, ToolDeclaration
-from kcode_backend.chat.grammar import AnswerConstraint, BadGrammar, CallConstraint, CallGrammar, GrammarVocabulary
+from kcode_backend.chat.grammar import (
+    AnswerConstraint,
+    Bindings,
+    CallConstraint,
+    CallGrammar,
+    CallRules,
+    GrammarVocabulary,
+    json_answer,
+)
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
 from kcode_backend.kernels import native
@@ -33,7 +42,11 @@ _CALL_ID = re.compile(r"call_(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A checked request. `choice` is "auto", "none", "required" or "named" with `named` set."""
+    """A checked request. `choice` is "auto", "none", "required" or "named" with `named` set.
+
+    `response` is the JSON schema that the answer has to follow; `count` answers are wanted, each token with `likelihoods`
+    alternatives.
+    """
 
     messages: Sequence[ChatMessage]
     tools: Sequence[ToolDeclaration]
@@ -45,31 +58,57 @@ class Ask:
     prefix: str
     priority: int
     single_call: bool
+    bindings: Bindings = field(default_factory=dict)
+    response: Mapping[str, object] | None = None
+    count: int = 1
+    likelihoods: int | None = None
+
+    @property
+    def calls(self) -> bool:
+        """The answer may have calls."""
+        return self.choice != "none" and bool(self.tools)
+
+    @property
+    def must_call(self) -> bool:
+        """The answer begins with a call."""
+        return self.choice in ("required", "named") and bool(self.tools)
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAnswer:
+    """What each answer has for itself, since it changes as the answer grows."""
+
+    forced: tuple[int, ...]
+    constraint: Constraint | None
+    parser: AnswerParser
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything of a generation but its sink, with the parser of its answer and the number of its first call."""
+    """Everything of a request's generations but their sinks, and the number of the first call in the conversation."""
 
     prompt: tuple[int, ...]
-    forced: tuple[int, ...]
-    constraint: Constraint | None
+    answers: tuple[PreparedAnswer, ...]
     banned: tuple[int, ...]
     ask: Ask
-    parser: AnswerParser
     first_call: int
 
-    def generation(self, sink: Sink, stop_ids: frozenset[int]) -> Generation:
+    def generation(self, index: int, sink: Sink, stop_ids: frozenset[int]) -> Generation:
+        """Answers of one request differ by their seeds."""
+        sampling, answer = self.ask.sampling, self.answers[index]
+        if sampling.seed is not None:
+            sampling = replace(sampling, seed=sampling.seed + index)
         return Generation(
             prompt=self.prompt,
             sink=sink,
-            sampling=self.ask.sampling,
+            sampling=sampling,
             max_tokens=self.ask.max_tokens or 1 << 30,
-            forced=self.forced,
+            forced=answer.forced,
             stop_ids=stop_ids,
             banned=self.banned,
-            constraint=self.constraint,
+            constraint=answer.constraint,
             priority=self.ask.priority,
+            likelihoods=self.ask.likelihoods,
         )
 
 
@@ -98,38 +137,53 @@ class Serving:
 
     def prepare(self, ask: Ask) -> Prepared:
         """Raises BadConversation and BadGrammar; the latter also when the prefix contradicts the grammar."""
+        unknown = set(ask.bindings) - {tool.name for tool in ask.tools}
+        if unknown:
+            raise BadGrammar(f"kcode.bind: {min(unknown)!r} is not among the tools")
         prompt = self.prompt(ask.messages, ask.tools)
         forced = self.format.answer_ids(ask.prefix) if ask.prefix else []
-        calls = ask.choice != "none" and bool(ask.tools)
-        constraint: Constraint | None = None
-        if ask.grammar is not None:
-            constraint = AnswerConstraint(self._vocabulary.result(), ask.grammar)
-        elif calls:
-            constraint = CallConstraint(self._call_grammar(ask), 1 if ask.single_call else None)
-            markers = self.format.markers
-            if ask.choice in ("required", "named") and markers and markers.open_id not in forced:
-                forced = [*forced, markers.open_id]
-        if constraint:
-            forced = _accept(constraint, forced)
+        markers = self.format.markers
+        if ask.must_call and ask.grammar is None and markers and markers.open_id not in forced:
+            forced = [*forced, markers.open_id]
         return Prepared(
             prompt=tuple(prompt),
-            forced=tuple(forced),
-            constraint=constraint,
-            banned=tuple(sorted(self._unsampled if not calls else self._unsampled - self._call_ids)),
+            answers=tuple(self._answer(ask, forced) for _ in range(ask.count)),
+            banned=tuple(sorted(self._unsampled - self._call_ids if ask.calls else self._unsampled)),
             ask=ask,
-            parser=self.format.parser(ask.tools if ask.choice != "none" else ()),
             first_call=_next_call(ask.messages),
         )
+
+    def _answer(self, ask: Ask, forced: list[int]) -> PreparedAnswer:
+        constraint = self._constraint(ask)
+        if constraint:
+            forced = _accept(constraint, forced)
+            # A grammar beyond the matcher's limits shows here rather than after the prompt was computed.
+            constraint.mask()
+        return PreparedAnswer(tuple(forced), constraint, self.format.parser(ask.tools if ask.choice != "none" else ()))
+
+    def _constraint(self, ask: Ask) -> Constraint | None:
+        if ask.grammar is not None:
+            return AnswerConstraint(self._vocabulary.result(), ask.grammar)
+        if ask.response is not None and not ask.must_call:
+            vocabulary = self._vocabulary.result()
+            calls: CallRules | None = None
+            if ask.calls:
+                assert self.format.markers, "the format refused tools when it wrote the prompt"
+                calls = CallRules(vocabulary, self.format.markers, ask.tools, ask.bindings)
+            return AnswerConstraint(vocabulary, json_answer(vocabulary, ask.response, calls, ask.single_call))
+        if ask.calls:
+            return CallConstraint(self._call_grammar(ask), 1 if ask.single_call else None)
+        return None
 
     def _call_grammar(self, ask: Ask) -> CallGrammar:
         tools = [tool for tool in ask.tools if ask.choice != "named" or tool.name == ask.named]
         if not tools:
             raise BadGrammar(f"tool_choice names {ask.named!r}, which is not among the tools")
-        key = "\n".join(tool.json for tool in tools)
+        key = "\n".join([*(f"{tool.strict} {tool.json}" for tool in tools), repr(ask.bindings)])
         grammar = self._grammars.get(key)
         if grammar is None:
             assert self.format.markers, "the format refused tools when it wrote the prompt"
-            grammar = CallGrammar(self._vocabulary.result(), self.format.markers, tools)
+            grammar = CallGrammar(self._vocabulary.result(), self.format.markers, tools, ask.bindings)
             self._grammars[key] = grammar
             while len(self._grammars) > _PREPARED_GRAMMARS:
                 self._grammars.popitem(last=False)

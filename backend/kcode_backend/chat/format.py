@@ -38,11 +38,15 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ToolDeclaration:
-    """A tool as the client declared it: `declared` is its whole JSON object, `schema` that of the arguments."""
+    """A tool as the client declared it: `declared` is its whole JSON object, `schema` that of the arguments.
+
+    `strict`: the request is to be refused rather than the schema enforced in part.
+    """
 
     name: str
     schema: Mapping[str, object]
     declared: Mapping[str, object]
+    strict: bool = False
 
     @property
     def json(self) -> str:

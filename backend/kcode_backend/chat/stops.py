@@ -13,6 +13,11 @@ class StopTexts:
         self._held = ""
         self.hit = False
 
+    @property
+    def active(self) -> bool:
+        """There are stop texts to look for."""
+        return bool(self._stops)
+
     def push(self, text: str) -> str:
         """The text that is certainly before any stop text."""
         if self.hit or not self._stops:

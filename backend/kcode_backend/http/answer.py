@@ -8,7 +8,8 @@ from typing import Literal
 
 from kcode_backend.chat.format import AnswerParser, CallOut, Output, ReasoningOut, TextOut
 from kcode_backend.chat.stops import StopTexts
-from kcode_backend.engine.request import Finished, Prefilled, StopReason
+from kcode_backend.engine.request import Finished, Likelihood, Prefilled, Sampled, StopReason
+from kcode_backend.http.likely import LikelyToken, LikelyTokens
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 Json = dict[str, object]
@@ -28,12 +29,12 @@ class WholeCall:
 
 @dataclass(slots=True)
 class Answer:
-    """Collects one answer. `finish` is set when it is over."""
+    """Collects one answer. `finish` is set when it is over. `likely` is None when nobody asked for logprobs."""
 
     parser: AnswerParser
     stops: StopTexts
     first_call: int
-    prompt_tokens: int
+    likely: LikelyTokens | None = None
     started_s: float = field(default_factory=time.monotonic)
     ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
@@ -47,15 +48,15 @@ class Answer:
     def prefilled(self, event: Prefilled) -> None:
         self.cached_tokens = event.cached
 
-    def sampled(self, ids: tuple[int, ...]) -> list[Json]:
+    def sampled(self, event: Sampled) -> list[Json]:
         """The deltas that these tokens give. A stop text ends the answer here: `finish` is set then."""
         now = time.monotonic()
         if not self.ids:
             self.prefill_s = now - self.started_s
         self.decode_s = now - self.started_s - self.prefill_s
         deltas: list[Json] = []
-        for token in ids:
-            self.ids.append(token)
+        for place, token in enumerate(event.ids):
+            self._note(token, event.likelihoods[place] if event.likelihoods else None)
             deltas += self._deltas(self.parser.push(token))
             if self.stops.hit:
                 self.finish = "stop"
@@ -83,13 +84,13 @@ class Answer:
             message["tool_calls"] = [call.json() for call in self.calls]
         return message
 
-    def usage(self) -> Json:
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": len(self.ids),
-            "total_tokens": self.prompt_tokens + len(self.ids),
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
+    def take_likely(self) -> list[LikelyToken]:
+        """The tokens of the text that was given so far; text that a stop text may still cut off is not among them."""
+        if self.likely is None:
+            return []
+        over = self.finish is not None and not self.stops.hit
+        bounded = self.stops.active and not self.calls and not over
+        return self.likely.take(sum(len(piece.encode()) for piece in self.text) if bounded else None)
 
     def extension(self, fingerprint: str) -> Json:
         return {
@@ -98,6 +99,11 @@ class Answer:
             "prefill_s": round(self.prefill_s, 4),
             "decode_s": round(self.decode_s, 4),
         }
+
+    def _note(self, token: int, likelihood: Likelihood | None) -> None:
+        self.ids.append(token)
+        if self.likely and likelihood:
+            self.likely.push(token, likelihood)
 
     def _reason(self, reason: StopReason) -> FinishReason:
         return "tool_calls" if reason == "stop" and self.calls else reason
@@ -126,3 +132,12 @@ class Answer:
         call = WholeCall(f"call_{self.first_call + piece.index}", piece.name, piece.arguments)
         self.calls.append(call)
         return {"index": piece.index, **call.json()}
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Json:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }

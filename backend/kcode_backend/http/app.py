@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from kcode_backend.chat.format import BadConversation
 from kcode_backend.http.answer import Json
-from kcode_backend.http.body import ChatBody, CountBody, chat_messages, declarations, read_body
+from kcode_backend.http.body import ChatBody, CountBody, chat_messages, declarations, read_body, refuse_unsupported
 from kcode_backend.http.errors import RequestRefused, error_response
 from kcode_backend.http.gate import Gate
-from kcode_backend.http.generate import SessionLengths, begin
+from kcode_backend.http.generate import Completion, SessionLengths, begin
+from kcode_backend.http.metrics import CONTENT_TYPE, Endpoint, metrics_text
 from kcode_backend.http.slot import Slot
-from kcode_backend.http.stream import EventStream, until_disconnect
-from kcode_backend.http.text import TextBody, TextCompletion
+from kcode_backend.http.stream import respond
+from kcode_backend.http.text import TextCompletion
+from kcode_backend.http.textbody import TextBody
 
 MAX_BODY_BYTES = 64 << 20
-_CLIENT_WENT_AWAY = 499
 
 Lifespan = Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]
 
@@ -37,11 +39,12 @@ def build_app(slot: Slot, api_key: str | None, lifespan: Lifespan) -> Starlette:
             Route("/v1/completions", endpoints.completions, methods=["POST"]),
             Route("/v1/kcode/tokenize", endpoints.tokenize, methods=["POST"]),
             Route("/v1/models", endpoints.models),
+            Route("/v1/models/{name:path}", endpoints.model),
             Route("/health", endpoints.health),
             Route("/metrics", endpoints.metrics),
         ],
         middleware=[Middleware(Gate, slot=slot, api_key=api_key)],
-        exception_handlers={RequestRefused: _refused, BadConversation: _refused, 404: _no_route, 405: _no_route},
+        exception_handlers={RequestRefused: _refused, BadConversation: _refused, HTTPException: _no_route},
         lifespan=lifespan,
     )
 
@@ -54,35 +57,25 @@ class Endpoints:
         self._sessions = SessionLengths()
 
     async def chat(self, request: Request) -> Response:
-        body, raw = read_body(ChatBody, await _read(request))
-        completion = await begin(await self._slot.ready(), body, raw, self._slot.name, self._sessions)
-        if body.stream:
-            return EventStream(completion)
+        with self._counted("chat"):
+            body, completion = await self._begin_chat(await _read(request))
+        return await respond(request, completion, bool(body.stream))
 
-        async def exhaust() -> None:
-            async with contextlib.aclosing(completion.chunks()) as chunks:
-                async for _ in chunks:
-                    pass
-
-        if not await until_disconnect(request.receive, exhaust()):
-            return Response(status_code=_CLIENT_WENT_AWAY)
-        return JSONResponse(completion.whole())
+    async def _begin_chat(self, text: bytes) -> tuple[ChatBody, Completion]:
+        body, raw = read_body(ChatBody, text)
+        refuse_unsupported(raw)
+        return body, await begin(await self._slot.ready(), body, raw, self._sessions)
 
     async def completions(self, request: Request) -> Response:
-        body, _ = read_body(TextBody, await _read(request))
-        completion = TextCompletion(await self._slot.ready(), body, self._slot.name)
-        answers: list[Json] = []
-
-        async def run() -> None:
-            answers.append(await completion.run())
-
-        if not await until_disconnect(request.receive, run()):
-            return Response(status_code=_CLIENT_WENT_AWAY)
-        return JSONResponse(answers[0])
+        with self._counted("completions"):
+            body, raw = read_body(TextBody, await _read(request))
+            refuse_unsupported(raw)
+            completion = TextCompletion(await self._slot.ready(), body)
+        return await respond(request, completion, bool(body.stream))
 
     async def tokenize(self, request: Request) -> Response:
         body, raw = read_body(CountBody, await _read(request))
-        serving = await self._slot.ready()
+        serving = (await self._slot.ready()).serving
         messages = chat_messages(body.messages, serving.model.fingerprint, serving.model.config.vocab)
         ids = await asyncio.to_thread(serving.prompt, messages, declarations(body.tools, raw.get("tools")))
         return JSONResponse({"count": len(ids)})
@@ -91,16 +84,37 @@ class Endpoints:
         return JSONResponse({"status": "ok" if self._slot.serving else "loading", "model": self._slot.name})
 
     async def models(self, _: Request) -> Response:
-        serving = await self._slot.ready()
-        own: Json = {
-            "context_limit": serving.engine.context_limit,
-            "fingerprint": serving.model.fingerprint,
-            "family": serving.format.family,
-        }
-        return JSONResponse({"object": "list", "data": [{"id": self._slot.name, "object": "model", "kcode": own}]})
+        return JSONResponse({"object": "list", "data": [await self._described()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._slot.name:
+            message = f"there is no model {name!r}; this server has {self._slot.name!r}"
+            raise RequestRefused(404, "model_not_found", message, "model")
+        return JSONResponse(await self._described())
 
     async def metrics(self, _: Request) -> Response:
-        return PlainTextResponse(_metrics(self._slot))
+        slot = self._slot
+        text = metrics_text(slot.active, slot.counts, slot.serving.engine if slot.serving else None)
+        return Response(text, headers={"content-type": CONTENT_TYPE})
+
+    async def _described(self) -> Json:
+        room = await self._slot.ready()
+        own: Json = {
+            "context_limit": room.serving.engine.context_limit,
+            "fingerprint": room.serving.model.fingerprint,
+            "family": room.serving.format.family,
+        }
+        return {"id": room.name, "object": "model", "created": self._slot.created, "owned_by": "kcode", "kcode": own}
+
+    @contextlib.contextmanager
+    def _counted(self, endpoint: Endpoint) -> Generator[None]:
+        """What ends in here was refused; a request that has begun counts itself."""
+        try:
+            yield
+        except (RequestRefused, BadConversation):
+            self._slot.counts.refused(endpoint)
+            raise
 
 
 async def _read(request: Request) -> bytes:
@@ -118,25 +132,11 @@ async def _refused(_: Request, error: Exception) -> Response:
     return error_response(error if isinstance(error, RequestRefused) else RequestRefused(400, "invalid_value", str(error)))
 
 
-async def _no_route(request: Request, _: Exception) -> Response:
-    return error_response(RequestRefused(404, "not_found", f"there is no {request.method} {request.url.path}"))
-
-
-def _metrics(slot: Slot) -> str:
-    """Prometheus text."""
-    values: dict[str, float] = {"kcode_requests_active": slot.active}
-    if slot.serving:
-        engine = slot.serving.engine
-        counters, pool = engine.counters, engine.pool
-        values |= {
-            "kcode_requests_total": counters.requests,
-            "kcode_passes_total": counters.passes,
-            "kcode_prompt_tokens_computed_total": counters.prompt_tokens,
-            "kcode_tokens_sampled_total": counters.sampled_tokens,
-            "kcode_model_seconds_total": counters.model_s,
-            "kcode_busy_seconds_total": counters.busy_s,
-            "kcode_blocks": pool.blocks,
-            "kcode_blocks_used": pool.used,
-            "kcode_blocks_cached": pool.cached,
-        }
-    return "".join(f"{name} {value}\n" for name, value in values.items())
+async def _no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException), "registered for that class"
+    known = error.status_code == 405
+    message = f"{request.url.path} takes no {request.method}" if known else f"there is no {request.method} {request.url.path}"
+    code = "method_not_allowed" if known else "not_found"
+    response = error_response(RequestRefused(error.status_code, code, message))
+    response.headers.update(error.headers or {})
+    return response

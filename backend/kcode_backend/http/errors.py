@@ -6,18 +6,19 @@ from starlette.responses import JSONResponse
 
 
 class RequestRefused(Exception):
-    """The request cannot be served; `status` and `code` go to the client with the message."""
+    """The request cannot be served; everything goes to the client. `param` is the field of the body that is wrong."""
 
-    def __init__(self, status: int, code: str, message: str) -> None:
+    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
+        self.param = param
 
-
-def error_body(status: int, code: str, message: str) -> dict[str, object]:
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": message, "type": kind, "code": code}}
+    @property
+    def body(self) -> dict[str, object]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 def error_response(error: RequestRefused) -> JSONResponse:
-    return JSONResponse(error_body(error.status, error.code, str(error)), status_code=error.status)
+    return JSONResponse(error.body, status_code=error.status)

@@ -6,10 +6,9 @@ import hmac
 import logging
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kcode_backend.http.errors import RequestRefused, error_body, error_response
+from kcode_backend.http.errors import RequestRefused, error_response
 from kcode_backend.http.slot import Slot
 
 log = logging.getLogger(__name__)
@@ -47,8 +46,8 @@ class Gate:
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
-                body = error_body(500, "internal_error", "the server failed; its log has the details")
-                await JSONResponse(body, status_code=500)(scope, receive, send)
+                failure = RequestRefused(500, "internal_error", "the server failed; its log has the details")
+                await error_response(failure)(scope, receive, send)
         finally:
             if counts:
                 self._slot.end()

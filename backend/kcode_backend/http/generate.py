@@ -7,23 +7,26 @@ import logging
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
+from kcode_backend.chat.binding import BadGrammar
 from kcode_backend.chat.stops import StopTexts
-from kcode_backend.engine.request import Event, Failed, Finished, Prefilled, Sampled, Scored
-from kcode_backend.errors import OutOfContext
-from kcode_backend.http.answer import Answer, Json
-from kcode_backend.http.body import ChatBody, NamedChoice, chat_messages, declarations
+from kcode_backend.engine.request import Failed, Finished, Prefilled, Sampled, Scored
+from kcode_backend.http.answer import Answer, Json, usage
+from kcode_backend.http.body import AnyJson, ChatBody, NamedChoice, SchemaJson, chat_messages, declarations
+from kcode_backend.http.branches import Branch, Branches
 from kcode_backend.http.errors import RequestRefused
+from kcode_backend.http.likely import LikelyTokens
+from kcode_backend.http.metrics import Outcome, Tokens
+from kcode_backend.http.slot import Room
 
 if TYPE_CHECKING:
-    from kcode_backend.serving import Ask, Prepared, Serving
+    from kcode_backend.serving import Ask, Prepared
 
 log = logging.getLogger(__name__)
 
-HEARTBEAT_S = 1.0
-"""A stream is never silent for longer."""
 _REMEMBERED_SESSIONS = 64
 
 
@@ -53,118 +56,155 @@ class SessionLengths:
 
 
 class Completion:
-    """One request. `events` drives it; `answer` holds the result afterwards."""
+    """One chat request and its answers; see Answering."""
 
-    def __init__(self, serving: Serving, prepared: Prepared, body: ChatBody, name: str, sessions: SessionLengths) -> None:
+    def __init__(self, room: Room, prepared: Prepared, body: ChatBody, sessions: SessionLengths) -> None:
+        """Raises RequestRefused when the prompt is too long."""
         self.id = f"chatcmpl-{uuid.uuid4().hex[:24]}"
         self.created = int(time.time())
-        self.answer = Answer(prepared.parser, StopTexts(body.stops), prepared.first_call, len(prepared.prompt))
-        self._serving = serving
+        serving = room.serving
+        silent = serving.format.stop_ids | serving.model.tokenizer.control_ids
+        wanted = prepared.ask.likelihoods is not None
+        self.answers = tuple(
+            Answer(
+                own.parser,
+                StopTexts(body.stops),
+                prepared.first_call,
+                LikelyTokens(serving.model.tokenizer, silent) if wanted else None,
+            )
+            for own in prepared.answers
+        )
+        self._room = room
         self._prepared = prepared
         self._body = body
-        self._name = name
         self._sessions = sessions
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-        generation = prepared.generation(
-            lambda event: loop.call_soon_threadsafe(self._events.put_nowait, event) and None, serving.format.stop_ids
-        )
-        try:
-            self._ticket = serving.engine.submit(generation)
-        except OutOfContext as error:
-            raise RequestRefused(413, "context_length_exceeded", str(error)) from error
+        self._outcome: Outcome = "cancelled"
+        self._closed = False
+        self._progress: Json = {"prefill": {"done": 0, "total": len(prepared.prompt), "cached": 0}}
+        branches = [
+            Branch(partial(prepared.generation, index, stop_ids=serving.format.stop_ids), 0 if index else None)
+            for index in range(len(self.answers))
+        ]
+        self._branches = Branches(serving.engine, branches, room.opened)
 
-    def cancel(self) -> None:
-        """Stop computing; harmless when it is over."""
-        self._serving.engine.cancel(self._ticket)
+    async def chunks(self) -> AsyncGenerator[Json | None]:
+        """The stream's chunks; None where there is nothing to say but that the request is alive.
 
-    async def chunks(self) -> AsyncGenerator[Json]:
-        """The stream's chunks up to the usage chunk; a failure comes as RequestRefused. Leaving early cancels."""
-        over = False
+        A failure comes as RequestRefused.
+        """
         try:
-            yield self._chunk({"role": "assistant", "content": ""})
-            async for delta in self._deltas():
-                yield delta
-            over = True
-            yield self._chunk({}, self.answer.finish)
-            extension = self.answer.extension(self._serving.model.fingerprint)
-            yield {**self._frame("chat.completion.chunk"), "choices": [], "usage": self.answer.usage(), "kcode": extension}
-        finally:
-            if not over:
-                self.cancel()
-            self._log(over)
+            for index in range(len(self.answers)):
+                yield self._chunk(index, {"role": "assistant", "content": ""})
+            async for chunk in self._deltas():
+                yield chunk
+        except RequestRefused:
+            self._outcome = "failed"
+            raise
+        self._outcome = "ok"
+        if self._body.kcode is not None or self._body.usage_in_stream:
+            extension = self.answers[0].extension(self._room.serving.model.fingerprint)
+            yield {**self._frame("chat.completion.chunk"), "choices": [], "usage": self._usage(), "kcode": extension}
+
+    def close(self) -> None:
+        """See Answering."""
+        if self._closed:
+            return
+        self._closed = True
+        self._branches.close()
+        self._log(self._outcome)
+        lead = self.answers[0]
+        tokens = Tokens(len(self._prepared.prompt), lead.cached_tokens, sum(len(answer.ids) for answer in self.answers))
+        self._room.counts.ended("chat", self._outcome, tokens, lead.prefill_s if lead.ids else None)
 
     def whole(self) -> Json:
         """The answer as one object, once `chunks` is exhausted."""
-        choice: Json = {"index": 0, "message": self.answer.message(), "finish_reason": self.answer.finish, "logprobs": None}
-        extension = self.answer.extension(self._serving.model.fingerprint)
-        return {**self._frame("chat.completion"), "choices": [choice], "usage": self.answer.usage(), "kcode": extension}
+        choices: list[Json] = []
+        for index, answer in enumerate(self.answers):
+            logprobs = answer.likely.chat(answer.likely.taken()) if answer.likely else None
+            choice: Json = {"index": index, "message": answer.message(), "finish_reason": answer.finish, "logprobs": logprobs}
+            choices.append(choice if len(self.answers) == 1 else {**choice, "kcode": {"token_ids": answer.ids}})
+        extension = self.answers[0].extension(self._room.serving.model.fingerprint)
+        return {**self._frame("chat.completion"), "choices": choices, "usage": self._usage(), "kcode": extension}
 
-    async def _deltas(self) -> AsyncGenerator[Json]:
-        progress: Json = {"prefill": {"done": 0, "total": len(self._prepared.prompt), "cached": 0}}
-        while self.answer.finish is None:
-            try:
-                event = await asyncio.wait_for(self._events.get(), HEARTBEAT_S)
-            except TimeoutError:
-                yield self._progress(progress)
+    async def _deltas(self) -> AsyncGenerator[Json | None]:
+        while any(answer.finish is None for answer in self.answers):
+            found = await self._branches.next()
+            if found is None:
+                yield self._alive()
+                continue
+            index, event = found
+            answer = self.answers[index]
+            if answer.finish is not None:
                 continue
             match event:
                 case Prefilled(done, total, cached):
-                    self.answer.prefilled(event)
-                    progress = {"prefill": {"done": done, "total": total, "cached": cached}}
-                    yield self._progress(progress)
-                case Sampled(ids):
-                    for delta in self.answer.sampled(ids):
-                        yield self._chunk(delta)
-                    progress = {"decode": {"done": len(self.answer.ids)}}
-                    if self.answer.finish is not None:
-                        self.cancel()
+                    answer.prefilled(event)
+                    if index == 0:
+                        self._progress = {"prefill": {"done": done, "total": total, "cached": cached}}
+                        yield self._alive()
+                case Sampled():
+                    for delta in answer.sampled(event):
+                        yield self._chunk(index, delta)
+                    self._progress = {"decode": {"done": sum(len(each.ids) for each in self.answers)}}
+                    if answer.finish is not None:
+                        self._branches.end(index)
+                        yield self._chunk(index, {}, answer.finish)
                 case Finished():
-                    for delta in self.answer.finished(event):
-                        yield self._chunk(delta)
-                case Scored():
-                    raise AssertionError("a chat request never asks for scores")
-                case Failed(message):
-                    raise RequestRefused(500, "engine_failed", message)
+                    for delta in answer.finished(event):
+                        yield self._chunk(index, delta)
+                    yield self._chunk(index, {}, answer.finish)
+                case Scored() | Failed():
+                    raise AssertionError("a chat request asks for no scores, and Branches raises failures")
+
+    def _usage(self) -> Json:
+        answered = sum(len(answer.ids) for answer in self.answers)
+        return usage(len(self._prepared.prompt), answered, self.answers[0].cached_tokens)
 
     def _frame(self, kind: str) -> Json:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self._name}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self._room.name}
 
-    def _chunk(self, delta: Json, finish: str | None = None) -> Json:
-        choice: Json = {"index": 0, "delta": delta, "finish_reason": finish}
+    def _chunk(self, index: int, delta: Json, finish: str | None = None) -> Json:
+        answer = self.answers[index]
+        choice: Json = {"index": index, "delta": delta, "finish_reason": finish}
+        if answer.likely:
+            tokens = answer.take_likely()
+            choice["logprobs"] = answer.likely.chat(tokens) if tokens else None
         return {**self._frame("chat.completion.chunk"), "choices": [choice]}
 
-    def _progress(self, progress: Json) -> Json:
-        return {**self._frame("chat.completion.chunk"), "choices": [], "kcode": progress}
+    def _alive(self) -> Json | None:
+        """Chunks without choices are for clients that know them; many others look at the first choice of every chunk."""
+        if self._body.kcode is None:
+            return None
+        return {**self._frame("chat.completion.chunk"), "choices": [], "kcode": self._progress}
 
-    def _log(self, over: bool) -> None:
-        answer, session = self.answer, self._body.kcode.session
+    def _log(self, outcome: Outcome) -> None:
+        answer, session = self.answers[0], self._body.own.session
         prompt = self._prepared.prompt
         dropped = self._sessions.dropped(session, prompt)
-        if over:
+        if outcome == "ok":
             self._sessions.remember(session, (*prompt, *answer.ids))
-        new = answer.prompt_tokens - answer.cached_tokens
+        new = len(prompt) - answer.cached_tokens
         log.info(
             "%s session=%s prompt=%d cached=%d new=%d dropped=%d answer=%d prefill=%.1f/s decode=%.1f/s %s",
             self.id,
             session or "-",
-            answer.prompt_tokens,
+            len(prompt),
             answer.cached_tokens,
             new,
             dropped,
             len(answer.ids),
             new / answer.prefill_s if answer.prefill_s else 0.0,
             (len(answer.ids) - 1) / answer.decode_s if answer.decode_s else 0.0,
-            answer.finish if over else "cancelled",
+            answer.finish if outcome == "ok" else outcome,
         )
 
 
-async def begin(serving: Serving, body: ChatBody, raw: Json, name: str, sessions: SessionLengths) -> Completion:
+async def begin(room: Room, body: ChatBody, raw: Json, sessions: SessionLengths) -> Completion:
     """Check the request against the model and hand it to the engine. Raises RequestRefused and BadConversation."""
     # Imported here because it imports torch; by now the loaded model has done so.
-    from kcode_backend.chat.grammar import BadGrammar
     from kcode_backend.serving import Ask
 
+    serving = room.serving
     messages = chat_messages(body.messages, serving.model.fingerprint, serving.model.config.vocab)
     choice = body.tool_choice or "auto"
     ask: Ask = Ask(
@@ -172,18 +212,36 @@ async def begin(serving: Serving, body: ChatBody, raw: Json, name: str, sessions
         tools=declarations(body.tools, raw.get("tools")),
         choice="named" if isinstance(choice, NamedChoice) else choice,
         named=choice.function.name if isinstance(choice, NamedChoice) else None,
-        sampling=body.sampling(serving.format.sampling),
+        sampling=body.sampling(serving.format.sampling, serving.model.config.vocab),
         max_tokens=body.limit,
-        grammar=body.kcode.grammar,
-        prefix=body.kcode.prefix or "",
-        priority=body.kcode.priority,
+        grammar=body.own.grammar,
+        prefix=body.own.prefix or "",
+        priority=body.own.priority,
         single_call=body.parallel_tool_calls is False,
+        bindings=body.own.bindings(),
+        response=_response_schema(body),
+        count=body.n or 1,
+        likelihoods=body.alternatives,
     )
     if ask.choice in ("required", "named") and not ask.tools:
-        raise RequestRefused(400, "invalid_value", f"tool_choice: {ask.choice!r} needs tools, and none are given")
+        message = f"tool_choice: {ask.choice!r} needs tools, and none are given"
+        raise RequestRefused(400, "invalid_value", message, "tool_choice")
+    if ask.grammar is not None and ask.response is not None:
+        message = "response_format: kcode.grammar binds the answer already; give one of them"
+        raise RequestRefused(400, "invalid_value", message, "response_format")
     try:
         # Tokenising a long conversation and compiling a grammar take a while; other streams go on meanwhile.
         prepared = await asyncio.to_thread(serving.prepare, ask)
     except BadGrammar as error:
         raise RequestRefused(400, "invalid_grammar", str(error)) from error
-    return Completion(serving, prepared, body, name, sessions)
+    return Completion(room, prepared, body, sessions)
+
+
+def _response_schema(body: ChatBody) -> Mapping[str, object] | None:
+    match body.response_format:
+        case AnyJson():
+            return {"type": "object"}
+        case SchemaJson(json_schema=named):
+            return named.schema_
+        case _:
+            return None

@@ -1,15 +1,28 @@
-"""The place of the model in the server: empty while it loads, then filled once; and how busy it is."""
+"""The place of the model in the server: empty while it loads, then filled once; what goes on there, and its end."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kcode_backend.http.branches import Branches
 from kcode_backend.http.errors import RequestRefused
+from kcode_backend.http.metrics import RequestCounts
 
 if TYPE_CHECKING:
     from kcode_backend.serving import Serving
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a request needs of the server: the loaded model, its name for clients, and where to report."""
+
+    serving: Serving
+    name: str
+    counts: RequestCounts
+    opened: set[Branches]
 
 
 class Slot:
@@ -22,8 +35,12 @@ class Slot:
         self.active = 0
         """Requests under way."""
         self.idle_since_s = time.monotonic()
+        self.created = int(time.time())
+        self.counts = RequestCounts()
+        self._opened: set[Branches] = set()
         self._loaded = asyncio.Event()
         self._failure: str | None = None
+        self._stopped = False
 
     def fill(self, serving: Serving) -> None:
         self.serving = serving
@@ -35,12 +52,21 @@ class Slot:
         self._failure = message
         self._loaded.set()
 
-    async def ready(self) -> Serving:
-        """The loaded model; waits for the load. Raises RequestRefused when the load failed."""
+    def stop(self) -> None:
+        """The server ends now: what is under way ends with an error that says so, and nothing new begins."""
+        self._stopped = True
+        self._loaded.set()
+        for branches in list(self._opened):
+            branches.stop()
+
+    async def ready(self) -> Room:
+        """Waits for the load. Raises RequestRefused when there is no model to ask."""
         await self._loaded.wait()
+        if self._stopped:
+            raise RequestRefused(503, "shutting_down", "the server is shutting down")
         if self.serving is None:
             raise RequestRefused(503, "model_not_loaded", self._failure or "the model is not loaded")
-        return self.serving
+        return Room(self.serving, self.name, self.counts, self._opened)
 
     def begin(self) -> None:
         self.active += 1

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kcode_backend.chat.binding import BadGrammar, Lines, Values
 from kcode_backend.chat.format import CallMarkers, ToolDeclaration
-from kcode_backend.chat.grammar import AnswerConstraint, BadGrammar, CallConstraint, CallGrammar, GrammarVocabulary
+from kcode_backend.chat.grammar import AnswerConstraint, CallConstraint, CallGrammar, GrammarVocabulary
 from kcode_backend.engine.request import Constraint
 from kcode_backend.tokenizer import Tokenizer, TokenKind, Vocabulary
 
@@ -98,16 +100,42 @@ def test_text_between_calls_is_free() -> None:
     assert not mask[END]
 
 
-def test_unsupported_schema_falls_back_to_any_object_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    odd = tool("odd", {"type": "object", "unevaluatedProperties": False})
+def test_unknown_keywords_of_a_schema_are_left_out_and_said_unless_the_tool_is_strict(caplog: pytest.LogCaptureFixture) -> None:
+    schema: dict[str, object] = {
+        "type": "object",
+        "properties": {"n": {"type": "integer"}},
+        "required": ["n"],
+        "unevaluatedProperties": False,
+    }
     with caplog.at_level(logging.WARNING):
-        grammar = CallGrammar(VOCABULARY, MARKERS, [odd])
-    assert "tool odd: its schema is not enforced" in caplog.text
+        grammar = CallGrammar(VOCABULARY, MARKERS, [tool("odd", schema)])
+    assert 'tool odd: its schema is enforced in part: Unimplemented keys: ["unevaluatedProperties"]' in caplog.text
     constraint = CallConstraint(grammar, max_calls=1)
     constraint.accept(OPEN)
-    for token in [*TOKENIZER.encode('\n{"name": "odd", "arguments": {"any": [1, null]}}\n'), CLOSE]:
-        constraint.accept(token)
-    assert constraint.finished()
+    assert TOKENIZER.decode(constraint.forced()) == '\n{"name": "odd", "arguments": {"n": '
+    with pytest.raises(BadGrammar, match="tool odd: its schema cannot be enforced: Unimplemented"):
+        CallGrammar(VOCABULARY, MARKERS, [replace(tool("odd", schema), strict=True)])
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({"type": "banana"}, "Invalid type: banana"),
+        ({"type": "object", "properties": 3}, "properties must be an object"),
+        ({"type": "object", "required": ["k"], "properties": {"k": {"enum": []}}}, "required property .k. is unsatisfiable"),
+        (
+            {"type": "object", "properties": {"k": {"type": "integer", "minimum": 5, "maximum": 3}}, "required": ["k"]},
+            "unsatisfiable",
+        ),
+        ({"type": "object", "properties": {"k": {"type": "string", "pattern": "(?=a)b"}}}, "look-ahead"),
+        ({"type": "object", "properties": {"k": {"$ref": "#/$defs/none"}}}, "does not exist"),
+        ({"type": "object", "description": "x" * 5_000_000}, "too large"),
+    ],
+    ids=["type", "properties", "enum", "range", "pattern", "reference", "size"],
+)
+def test_schema_that_nothing_can_meet_is_refused(schema: dict[str, object], reason: str) -> None:
+    with pytest.raises(BadGrammar, match=reason):
+        CallGrammar(VOCABULARY, MARKERS, [tool("odd", schema)])
 
 
 def test_name_that_cannot_be_written_is_refused() -> None:
@@ -130,3 +158,53 @@ def test_errors_of_a_grammar_are_its_own() -> None:
     constraint = AnswerConstraint(VOCABULARY, 'start: "yes"')
     with pytest.raises(BadGrammar, match="left its grammar"):
         constraint.accept(TOKENIZER.encode("n")[0])
+
+
+TEXT = 'def f():\n    return "1"\n\nend'
+EDIT = tool(
+    "edit",
+    {
+        "type": "object",
+        "properties": {
+            "path": {"type": "string"},
+            "old": {"type": "string"},
+            "n": {"type": "integer", "minimum": 1, "maximum": 9},
+        },
+        "required": ["path", "old"],
+        "additionalProperties": False,
+    },
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000))
+def test_bound_arguments_are_paths_that_exist_and_whole_lines(seed: int) -> None:
+    bindings = {"edit": {"path": Values(("a.py", "b/ü.py")), "old": Lines(TEXT)}}
+    ids = sample(CallConstraint(CallGrammar(VOCABULARY, MARKERS, [EDIT], bindings), max_calls=1), seed, limit=4000)
+    call = json.loads(TOKENIZER.decode(ids).removeprefix("<tool_call>").removesuffix("</tool_call>"))
+    arguments = call["arguments"]
+    assert list(arguments) in (["path", "old"], ["path", "old", "n"])
+    assert arguments["path"] in ("a.py", "b/ü.py")
+    old = arguments["old"]
+    assert old
+    assert old in TEXT
+    start = TEXT.index(old)
+    assert start == 0 or "\n" in (TEXT[start - 1], TEXT[start])
+    end = start + len(old)
+    assert end == len(TEXT) or "\n" in (TEXT[end - 1], TEXT[end])
+
+
+@pytest.mark.parametrize(
+    ("bound", "reason"),
+    [
+        ({"none": Values(("x",))}, "kcode.bind.edit.none: the tool has no such argument .its schema has path, old, n"),
+        ({"n": Lines("x")}, "kcode.bind.edit.n: lines_of needs an argument of type string"),
+        ({"n": Values(("x", 12))}, "tool edit: its schema cannot be enforced|does not"),
+        ({"old": Lines("\n" * 30_000)}, "has 30001 lines; at most 20000"),
+    ],
+    ids=["name", "type", "impossible", "size"],
+)
+def test_binding_that_cannot_be_met_is_refused(bound: dict[str, Values | Lines], reason: str) -> None:
+    required = replace(EDIT, schema={**EDIT.schema, "required": ["n"]})
+    with pytest.raises(BadGrammar, match=reason):
+        CallGrammar(VOCABULARY, MARKERS, [required], {"edit": bound})

@@ -46,9 +46,10 @@ class EngineServer:
         return response.json()
 
     def stream(self, body: dict[str, object]) -> list[dict[str, object]]:
-        """All chunks of a stream, which has to end with [DONE]."""
+        """All chunks of a stream as kcode itself asks for it, which has to end with [DONE]."""
         chunks: list[dict[str, object]] = []
-        with self.client() as client, client.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        body = {"kcode": {}, **body, "stream": True}
+        with self.client() as client, client.stream("POST", "/v1/chat/completions", json=body) as response:
             assert response.status_code == 200, response.read()
             lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
         assert lines[-1] == "[DONE]"

@@ -185,7 +185,7 @@ REFUSED = [
     ("own field", {"kcode": {"gramar": "x"}}, 400, "kcode.gramar"),
     ("grammar", {"kcode": {"grammar": "start: nothing"}}, 400, 'unknown name: "nothing"'),
     ("prefix", {"kcode": {"grammar": 'start: "yes"', "prefix": "no"}}, 400, "left its grammar"),
-    ("several answers", {"n": 2}, 400, "n:"),
+    ("too many answers", {"n": 129}, 400, "n:"),
     ("unknown tool", {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "rm"}}}, 400, "'rm'"),
     ("no tools", {"tool_choice": "required"}, 400, "needs tools"),
     ("image", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "reads text only"),
@@ -197,7 +197,7 @@ REFUSED = [
 @pytest.mark.parametrize(("fields", "status", "text"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_wrong_request_is_refused_by_name(engine: EngineServer, fields: dict[str, object], status: int, text: str) -> None:
     response = engine.post({"messages": user("x"), **fields})
-    assert (response.status_code, sorted(response.json()["error"])) == (status, ["code", "message", "type"])
+    assert (response.status_code, sorted(response.json()["error"])) == (status, ["code", "message", "param", "type"])
     assert text in response.json()["error"]["message"]
     assert "\n" not in response.json()["error"]["message"] or "grammar" in fields.get("kcode", {})
 

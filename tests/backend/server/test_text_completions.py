@@ -153,12 +153,16 @@ REFUSED = [
     ("no prompt", {"max_tokens": 1}, 400, "prompt"),
     ("unknown id", {"prompt": [1, 99999]}, 400, "token 99999 is beyond the vocabulary"),
     ("negative id", {"prompt": [1, -2]}, 400, "-2"),
-    ("several prompts", {"prompt": ["a", "b"]}, 400, "prompt"),
+    ("mixed prompts", {"prompt": ["a", 1]}, 400, "prompt: give texts, token ids, or lists"),
+    ("an empty one of several prompts", {"prompt": ["a", ""]}, 400, "prompt: it is empty"),
+    ("too many answers together", {"prompt": ["a"] * 20, "n": 10}, 400, "20 prompts with 10 answers each are 200"),
+    ("no markers for a gap", {"prompt": "x", "suffix": "y"}, 400, "suffix: tiny has no tokens for filling a gap"),
+    ("best of", {"prompt": "x", "best_of": 3}, 400, "best_of: it has to be n, which is 1, got 3"),
+    ("bias of no token", {"prompt": "x", "logit_bias": {"99999": 1}}, 400, "logit_bias: '99999' is none of the"),
     ("too many alternatives", {"prompt": "x", "logprobs": 21}, 400, "logprobs"),
     ("own field", {"prompt": "x", "kcode": {"score_fron": 1}}, 400, "kcode.score_fron"),
     ("negative start", {"prompt": "x", "kcode": {"score_from": -1}}, 400, "kcode.score_from"),
-    ("several answers", {"prompt": "x", "n": 2}, 400, "n:"),
-    ("stream", {"prompt": "x", "stream": True}, 400, "stream"),
+    ("stream", {"prompt": "x", "stream": "yes"}, 400, "stream"),
     ("too long", {"prompt": "x " * 20000}, 413, "the context holds 32768"),
 ]
 
@@ -166,7 +170,7 @@ REFUSED = [
 @pytest.mark.parametrize(("body", "status", "text"), [case[1:] for case in REFUSED], ids=[case[0] for case in REFUSED])
 def test_wrong_request_is_refused_by_name(engine: EngineServer, body: dict[str, object], status: int, text: str) -> None:
     response = post(engine, **body)
-    assert (response.status_code, sorted(response.json()["error"])) == (status, ["code", "message", "type"])
+    assert (response.status_code, sorted(response.json()["error"])) == (status, ["code", "message", "param", "type"])
     assert text in response.json()["error"]["message"]
     assert "\n" not in response.json()["error"]["message"]
 
