@@ -11,7 +11,7 @@ SPLIT  ?= held
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test test-slow check format bench bench-bugs clean setup
+.PHONY: run test test-slow check format bench bench-kernels bench-bugs clean setup
 
 setup: $(STAMP)
 
@@ -45,7 +45,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Against llama.cpp, which is built into out/peers on first use; LLAMA=PYTHON names one that is installed, FULL=1 takes hours.
 bench: setup
+	$(BIN)/kcode models pull $(MODEL) --if-missing >&2
+	@$(BIN)/python backend/bench/summary.py "$$($(BIN)/kcode models show $(MODEL) | sed -n 's/^file  *//p')" \
+		$(if $(FULL),--full) $(if $(LLAMA),--llama $(LLAMA)) $(if $(IK),--ik $(IK))
+
+bench-kernels: setup
 	$(BIN)/python backend/bench/op_linear.py
 
 bench-bugs: setup

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent_trace import DEFAULT, AgentTrace, Json, read_trace
-from servers import Answer, Server, Setup, start_kcode, start_llama
+from servers import Answer, Server, Setup, end_with_children, start_kcode, start_llama
 
 CONTEXT = 28672
 """Tokens: the recorded session and room for tokenizers that take more."""
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=CONTEXT)
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    end_with_children()
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kcode-replay-")))
         setup = Setup(given.model, given.context, given.threads, scratch)

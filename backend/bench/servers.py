@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from types import FrameType
+from typing import NoReturn, Protocol
 
 import httpx
 from pydantic import BaseModel
@@ -278,6 +280,15 @@ def start_llama(setup: Setup, python: str, *, cache: bool) -> LlamaServer:
     command += ["--n_ctx", str(setup.context), "--n_threads", str(setup.threads), "--n_threads_batch", str(setup.threads)]
     command += ["--logits_all", "false", "--cache", str(cache).lower()]
     return LlamaServer(ServerProcess(command, port, setup.scratch / "llama.log", {"PYTHONPATH": ""}))
+
+
+def end_with_children() -> None:
+    """SIGTERM from now on leaves by way of SystemExit, so that the servers that were started end too."""
+
+    def leave(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
 
 
 def _free_port() -> int:
