@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[3]
 BENCH = ROOT / "backend" / "bench"
 TRACE = BENCH / "traces" / "bugfix.json"
-LIMIT_S = 180
+LIMIT_S = 300
 
 
 def test_the_trace_is_a_whole_session_of_sixty_steps() -> None:
@@ -58,8 +58,8 @@ def test_the_recorded_edits_stand_in_the_files_of_the_trace() -> None:
 def test_a_replay_prefills_each_token_once(tmp_path: Path, tiny: TinyModel, write_tiny: WriteTiny) -> None:
     """Three steps of a session with a random model, whose tokens are letters: so the texts are cut short."""
     trace = json.loads(TRACE.read_text())
-    messages = [{**message, "content": (message["content"] or "")[:400]} for message in trace["messages"][:8]]
-    short = {**trace, "tools": trace["tools"][:1], "messages": messages, "answer_tokens": [20, 30, 25]}
+    messages = [{**message, "content": (message["content"] or "")[:150]} for message in trace["messages"][:8]]
+    short = {**trace, "tools": trace["tools"][:1], "messages": messages, "answer_tokens": [10, 20, 15]}
     (tmp_path / "short.json").write_text(json.dumps(short))
     model = write_tiny(replace(tiny, context=16384))
     command = [sys.executable, str(BENCH / "replay.py"), str(model), "--trace", str(tmp_path / "short.json")]
@@ -69,7 +69,7 @@ def test_a_replay_prefills_each_token_once(tmp_path: Path, tiny: TinyModel, writ
     assert done.returncode == 0, done.stderr
     (figures,) = json.loads(done.stdout.splitlines()[-1])
     assert figures["steps"] == 3
-    assert 3 <= figures["written_tokens"] <= 75
+    assert 3 <= figures["written_tokens"] <= 45
     # Every token of the last prompt was computed once, except those that were sampled.
     assert figures["repeated_tokens"] <= 3
     assert figures["prefilled_tokens"] <= figures["prompt_tokens"] + 3
