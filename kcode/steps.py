@@ -125,8 +125,8 @@ class Limits:
 class Ask:
     """How one step is asked; the defaults are the profile's. `sampling` replaces the profile's as a whole.
 
-    `grammar`, `prefix`, `stop` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every step,
-    because they stand at the head of the prompt; bind what a call may hold with `grammar` instead. A driver that makes all
+    `grammar`, `prefix`, `stop`, `draft` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every
+    step, because they stand at the head of the prompt; bind what a call may hold with `grammar` instead. A driver that makes all
     calls itself offers none, in all of its steps.
     """
 
@@ -136,6 +136,7 @@ class Ask:
     stop: tuple[str, ...] = ()
     sampling: Sampling | None = None
     offer_tools: bool = True
+    draft: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +265,7 @@ class Steps:
             tool_choice=how.tool_choice,
             grammar=how.grammar,
             prefix=how.prefix,
+            draft=how.draft,
             stop=how.stop,
             session_id=self._session_id,
         )

@@ -62,6 +62,8 @@ class Ask:
     response: Mapping[str, object] | None = None
     count: int = 1
     likelihoods: int | None = None
+    draft: str = ""
+    speculate: bool = True
 
     @property
     def calls(self) -> bool:
@@ -89,6 +91,7 @@ class Prepared:
 
     prompt: tuple[int, ...]
     answers: tuple[PreparedAnswer, ...]
+    draft: tuple[int, ...]
     banned: tuple[int, ...]
     ask: Ask
     first_call: int
@@ -109,6 +112,8 @@ class Prepared:
             constraint=answer.constraint,
             priority=self.ask.priority,
             likelihoods=self.ask.likelihoods,
+            draft=self.draft,
+            speculate=self.ask.speculate,
         )
 
 
@@ -149,6 +154,7 @@ class Serving:
             prompt=tuple(prompt),
             answers=tuple(self._answer(ask, forced) for _ in range(ask.count)),
             banned=tuple(sorted(self._unsampled - self._call_ids if ask.calls else self._unsampled)),
+            draft=tuple(self.format.answer_ids(ask.draft)) if ask.draft else (),
             ask=ask,
             first_call=_next_call(ask.messages),
         )

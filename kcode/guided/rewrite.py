@@ -57,7 +57,7 @@ def ask(suspect: Suspect, attempt: int, seed: int) -> Ask:
         temperature=TEMPERATURES[min(attempt, len(TEMPERATURES) - 1)], top_p=0.95, seed=seed + attempt, max_tokens=ANSWER_TOKENS
     )
     prefix = f"```{language}\n{head_of(suspect)}"
-    return Ask(prefix=prefix, stop=(FENCE,), sampling=sampling, offer_tools=False)
+    return Ask(prefix=prefix, stop=(FENCE,), sampling=sampling, offer_tools=False, draft=suspect.code + FENCE)
 
 
 def code_of(answer: str) -> str:

@@ -136,7 +136,9 @@ class Reading:
         head = self._lines[line].encode()[:column].decode()
         written = head + place.choice.text
         if not has_whole_line(written):
-            more = await self._model.continue_text(self._window[:at].decode() + place.choice.text, "\n", LINE_TOKENS)
+            after = self._window[at + place.score.length :].decode(errors="replace")
+            before = self._window[:at].decode()
+            more = await self._model.continue_text(before + place.choice.text, "\n", LINE_TOKENS, after)
             self._spend(more.usage)
             written += more.text
         block = whole_lines(written)

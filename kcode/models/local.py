@@ -185,8 +185,9 @@ class LocalModel:
         body["kcode"] = {"score_from": start}
         return decode_scores(await self._complete(body))
 
-    async def continue_text(self, text: str, stop: str, max_tokens: int) -> Continuation:
+    async def continue_text(self, text: str, stop: str, max_tokens: int, draft: str = "") -> Continuation:
         body: JsonObject = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "stop": [stop]}
+        body["kcode"] = {"draft": draft}
         return decode_continuation(await self._complete(body))
 
     async def _complete(self, body: JsonObject) -> bytes:

@@ -97,7 +97,7 @@ def parse_chunk(text: str) -> Chunk:
 
 
 def encode_request(request: ModelRequest, model: str, *, native: bool) -> JsonObject:
-    """The request body. `native` speaks to our engine: token ids, grammar, prefix and priority under "kcode"."""
+    """The request body. `native` speaks to our engine: token ids, grammar, prefix, priority and draft under "kcode"."""
     body: JsonObject = {
         "model": model,
         "messages": encode_messages(request.messages, native=native),
@@ -120,6 +120,7 @@ def encode_request(request: ModelRequest, model: str, *, native: bool) -> JsonOb
             "prefix": request.prefix,
             "priority": request.priority,
             "session": request.session_id,
+            "draft": request.draft,
         }
     return body
 

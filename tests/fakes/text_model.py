@@ -70,7 +70,7 @@ class ReadingModel(ScriptedModel):
             at += len(token)
         return ScoredText(tuple(scores), Usage(prompt_tokens=len(tokens)))
 
-    async def continue_text(self, text: str, stop: str, max_tokens: int) -> Continuation:
+    async def continue_text(self, text: str, stop: str, max_tokens: int, draft: str = "") -> Continuation:
         self.continued.append(text)
         tokens = tokens_of(text.encode())
         written: list[bytes] = []

@@ -157,7 +157,7 @@ class Babbler(ReadingModel):
         ]
         return replace(scored, tokens=tuple(tokens))
 
-    async def continue_text(self, text: str, stop: str, max_tokens: int) -> Continuation:
+    async def continue_text(self, text: str, stop: str, max_tokens: int, draft: str = "") -> Continuation:
         self.continued.append(text)
         return Continuation("\ufffd'", Usage())
 

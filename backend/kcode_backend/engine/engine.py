@@ -19,6 +19,7 @@ from kcode_backend.engine.runner import Runner
 from kcode_backend.engine.sampler import Likelihoods, draw, restrict
 from kcode_backend.engine.scheduler import Scheduler, Step
 from kcode_backend.engine.sequence import Sequence
+from kcode_backend.engine.speculative import MAX_DRAFT, Draft, RowCost, best_length
 from kcode_backend.errors import BackendError, OutOfContext
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.kv.pool import BlockPool
@@ -56,6 +57,9 @@ class Counters:
     passes: int = 0
     prompt_tokens: int = 0
     sampled_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of the drafted ones, those that were also drawn."""
     model_s: float = 0.0
     """Time inside forward passes."""
     busy_s: float = 0.0
@@ -67,8 +71,11 @@ class Counters:
 class Engine:
     """One model. `submit`, `cancel` and `close` may be called from any thread; the work is done by the engine's own."""
 
-    def __init__(self, model: Model, kv: KVCache, context_limit: int) -> None:
-        """`context_limit` bounds prompt and answer of one request; it is lowered to what the cache holds."""
+    def __init__(self, model: Model, kv: KVCache, context_limit: int, cost: RowCost | None = None) -> None:
+        """`context_limit` bounds prompt and answer of one request; it is lowered to what the cache holds.
+
+        `cost` is what is known of this machine's rows, by default nothing.
+        """
         self.context_limit = min(context_limit, kv.blocks * kv.block_size)
         self.fingerprint = model.fingerprint
         self.pool = BlockPool(kv.blocks, PrefixIndex(model.fingerprint))
@@ -77,6 +84,7 @@ class Engine:
         self._runner = Runner(model, kv)
         self._scheduler = Scheduler(self.pool)
         self._pace = Pace()
+        self._cost = cost or RowCost()
         self._tickets = itertools.count()
         self._running: dict[int, Sequence] = {}
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -156,7 +164,8 @@ class Engine:
     def _step(self) -> None:
         begun = time.monotonic()
         decoding = any(sequence.decoding for sequence in self._scheduler.sequences)
-        step = self._scheduler.plan(self._pace.budget(decoding))
+        drafts = self._drafts() if decoding else {}
+        step = self._scheduler.plan(self._pace.budget(decoding), {sequence: draft.tokens for sequence, draft in drafts.items()})
         assert step.spans, "the scheduler found nothing to compute although requests are running"
         prompt_tokens = sum(span.count for span in step.spans if not span.sequence.decoding)
         started = time.monotonic()
@@ -164,16 +173,21 @@ class Engine:
         spent = time.monotonic() - started
         if not decoding:
             self._pace.observe(prompt_tokens, spent)
-        sampling = [span.sequence for span in step.spans if span.samples]
+        if not prompt_tokens:
+            self._cost.observe(sum(span.count + len(span.draft) for span in step.spans), spent)
+        sampling = [span for span in step.spans if span.samples]
         self._report_prefill(step)
         for span, scored in outputs.scores:
             span.sequence.generation.sink(scored)
         self._scheduler.commit(step)
-        for sequence, row in zip(sampling, outputs.logits, strict=True):
-            if sequence.generation.max_tokens:
-                self._sample(sequence, row)
+        row = 0
+        for span in sampling:
+            end = row + 1 + len(span.draft)
+            if span.sequence.generation.max_tokens:
+                self._sample(span.sequence, outputs.logits[row:end], drafts[span.sequence] if span.draft else None)
             else:
-                self._finish(sequence, self._outcome(sequence, "length"))
+                self._finish(span.sequence, self._outcome(span.sequence, "length"))
+            row = end
         self.counters.passes += 1
         self.counters.prompt_tokens += prompt_tokens
         self.counters.model_s += spent
@@ -190,32 +204,86 @@ class Engine:
                 done = min(sequence.computed + span.count, total)
                 sequence.generation.sink(Prefilled(done, total, sequence.cached))
 
-    def _sample(self, sequence: Sequence, row: NDArray[np.float32]) -> None:
+    def _drafts(self) -> dict[Sequence, Draft]:
+        """What to try beside the next token of each decoding sequence: as much as makes the whole pass say more in its time."""
+        decoding = [sequence for sequence in self._scheduler.sequences if sequence.decoding]
+        tokens, rows = float(len(decoding)), sum(sequence.pending for sequence in decoding)
+        drafts: dict[Sequence, Draft] = {}
+        for sequence in decoding:
+            certain = best_length((1.0,) * MAX_DRAFT, tokens, rows, self._cost)
+            if not certain:
+                break
+            draft = self._draft(sequence)
+            if draft is None:
+                continue
+            chances = sequence.drafter.chances(draft)
+            length = best_length(chances, tokens, rows, self._cost)
+            if length:
+                drafts[sequence] = draft.cut(length)
+                tokens += sum(chances[:length])
+                rows += length
+        return drafts
+
+    def _draft(self, sequence: Sequence) -> Draft | None:
+        generation = sequence.generation
+        if not generation.speculate:
+            return None
+        answered = len(sequence.ids) - len(generation.prompt)
+        # The token after the last accepted one is drawn as well.
+        room = min(generation.max_tokens - answered, self.context_limit - len(sequence.ids)) - 1
+        return sequence.drafter.propose(sequence.ids, answered, min(room, MAX_DRAFT))
+
+    def _sample(self, sequence: Sequence, rows: NDArray[np.float32], draft: Draft | None) -> None:
+        """Draw the next token, and one more after each token of the draft that was drawn.
+
+        rows: [1 + tokens of the draft, vocab].
+        """
         generation = sequence.generation
         new: list[int] = []
         if sequence.first_token_s is None:
             sequence.first_token_s = time.monotonic()
             new += generation.forced
-        try:
-            token = self._draw(sequence, row)
-            new.append(token)
-            reason = self._append(sequence, token)
-            constraint = generation.constraint
-            if constraint and reason is None:
-                for forced in constraint.forced():
-                    new.append(forced)
-                    if generation.likelihoods is not None:
-                        sequence.likelihoods.append(CERTAIN)
-                    reason = self._append(sequence, forced)
-                    if reason is not None:
-                        break
-        except (ValueError, BackendError) as error:
-            # Nothing can be drawn, or the constraint gave up: the others' answers go on.
-            self._finish(sequence, Failed(" ".join(str(error).split())))
-            return
-        generation.sink(Sampled(tuple(new), sequence.take_likelihoods()))
-        if reason is not None:
-            self._finish(sequence, self._outcome(sequence, reason))
+        tried = draft.tokens if draft else ()
+        accepted = 0
+        end: StopReason | Failed | None = None
+        while end is None:
+            try:
+                taken, end = self._take(sequence, rows[accepted])
+            except (ValueError, BackendError) as error:
+                # Nothing can be drawn, or the constraint gave up: the others' answers go on.
+                end = Failed(" ".join(str(error).split()))
+                break
+            new += taken
+            stands = _agreeing(taken, tried[accepted:])
+            accepted += stands
+            if stands < len(taken):
+                break
+        if draft:
+            sequence.computed += accepted
+            sequence.drafter.judge(draft, accepted, end is None and accepted < len(tried))
+            self.counters.drafted_tokens += len(tried)
+            self.counters.accepted_tokens += accepted
+        if new:
+            generation.sink(Sampled(tuple(new), sequence.take_likelihoods()[: len(new)], len(tried), accepted))
+        if end is not None:
+            self._finish(sequence, end if isinstance(end, Failed) else self._outcome(sequence, end))
+
+    def _take(self, sequence: Sequence, row: NDArray[np.float32]) -> tuple[list[int], StopReason | None]:
+        """Draw one token and append it with those it forces. Raises as `_draw` does."""
+        generation = sequence.generation
+        token = self._draw(sequence, row)
+        taken = [token]
+        reason = self._append(sequence, token)
+        constraint = generation.constraint
+        if constraint and reason is None:
+            for forced in constraint.forced():
+                taken.append(forced)
+                if generation.likelihoods is not None:
+                    sequence.likelihoods.append(CERTAIN)
+                reason = self._append(sequence, forced)
+                if reason is not None:
+                    break
+        return taken, reason
 
     def _draw(self, sequence: Sequence, row: NDArray[np.float32]) -> int:
         """Raises ValueError when no token is possible, BackendError when the constraint cannot go on."""
@@ -278,3 +346,9 @@ class Engine:
             sequence.computed = 0
             self._finish(sequence, Failed(message))
         self.pool.clear()
+
+
+def _agreeing(taken: list[int], tried: tuple[int, ...]) -> int:
+    """How many of the first tokens are the same."""
+    pairs = zip(taken, tried, strict=False)
+    return next((at for at, (drawn, guess) in enumerate(pairs) if drawn != guess), min(len(taken), len(tried)))

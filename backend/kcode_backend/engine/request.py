@@ -83,11 +83,14 @@ CERTAIN = Likelihood(0.0, ())
 class Sampled:
     """New tokens of the answer, forced ones included, in order.
 
-    `likelihoods` has one entry a token when the request asked for them.
+    `likelihoods` has one entry a token when the request asked for them. `accepted` of the `drafted` tokens that were tried in
+    this pass were right.
     """
 
     ids: tuple[int, ...]
     likelihoods: tuple[Likelihood, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,8 @@ class Generation:
     part of it. `banned` ids are never sampled. With `scored_from` (at least 1) the prompt tokens from that one on are scored,
     with `alternatives` tokens each; they are computed even when they are cached, since a cache holds no logits.
     With `likelihoods` (at least 0) each token of the answer comes with its own and that many alternatives.
+    With `speculate` the engine tries several tokens in a pass where that is faster; the answer is the same. `draft` is a text
+    that the answer is likely to resemble: it is tried first, nothing of it is forced.
     """
 
     prompt: tuple[int, ...]
@@ -151,3 +156,5 @@ class Generation:
     scored_from: int | None = None
     alternatives: int = 0
     likelihoods: int | None = None
+    draft: tuple[int, ...] = ()
+    speculate: bool = True

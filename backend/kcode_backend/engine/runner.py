@@ -17,7 +17,10 @@ from kcode_backend.models.model import Model
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """`logits` [rows, vocab] has one writable row per span that samples; `scores` has one entry per span that scores."""
+    """`logits` [rows, vocab], writable: of each span that samples the row after its ids, then one after each drafted token.
+
+    `scores` has one entry per span that scores.
+    """
 
     logits: NDArray[np.float32]
     scores: tuple[tuple[Span, Scored], ...]
@@ -45,8 +48,9 @@ class Runner:
                     scores.append((span, score(logits[row : row + count], span)))
                 row += count
                 if span.samples:
-                    sampling.append(row)
-                    row += 1
+                    end = row + 1 + len(span.draft)
+                    sampling += range(row, end)
+                    row = end
             return Outputs(logits[sampling].numpy() if scores else logits.numpy(), tuple(scores))
 
 
@@ -75,9 +79,9 @@ def build_batch(step: Step, block_size: int) -> Batch:
     tables: list[list[int]] = []
     for span in step.spans:
         sequence = span.sequence
-        start, end = sequence.computed, sequence.computed + span.count
+        start, end = sequence.computed, sequence.computed + span.count + len(span.draft)
         blocks = sequence.table.blocks
-        token_ids += sequence.ids[start:end]
+        token_ids += span.tokens
         positions += range(start, end)
         slots += [blocks[at // block_size] * block_size + at % block_size for at in range(start, end)]
         starts.append(len(token_ids))
@@ -85,7 +89,7 @@ def build_batch(step: Step, block_size: int) -> Batch:
         tables.append(blocks + [0] * (width - len(blocks)))
         rows += [len(token_ids) - end + place - 1 for place in span.scored]
         if span.samples:
-            rows.append(len(token_ids) - 1)
+            rows += range(len(token_ids) - 1 - len(span.draft), len(token_ids))
     return Batch(
         token_ids=torch.tensor(token_ids, dtype=torch.int64),
         positions=torch.tensor(positions, dtype=torch.int64),

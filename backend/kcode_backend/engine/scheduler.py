@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kcode_backend.engine.sequence import Sequence
@@ -10,18 +11,26 @@ from kcode_backend.kv.table import BlockCopy
 
 MAX_SEQUENCES = 64
 """Requests computed in one pass; more wait."""
+NO_DRAFTS: Mapping[Sequence, tuple[int, ...]] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` ids of the sequence from its `computed` on."""
+    """`count` ids of the sequence from its `computed` on, then the tokens of a draft, which are not part of the ids."""
 
     sequence: Sequence
     count: int
+    draft: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> list[int]:
+        """What is computed, in order."""
+        start = self.sequence.computed
+        return [*self.sequence.ids[start : start + self.count], *self.draft]
 
     @property
     def samples(self) -> bool:
-        """The span reaches the end of the ids, so its last row gives the next token."""
+        """The span reaches the end of the ids, so its last row gives the next token, and each row of its draft one more."""
         return self.count == self.sequence.pending
 
     @property
@@ -65,8 +74,11 @@ class Scheduler:
         self.sequences.remove(sequence)
         self._release(sequence)
 
-    def plan(self, budget: int) -> Step:
-        """The next pass, with at most `budget` tokens of prompts; empty only when there are no sequences."""
+    def plan(self, budget: int, drafts: Mapping[Sequence, tuple[int, ...]] = NO_DRAFTS) -> Step:
+        """The next pass, with at most `budget` tokens of prompts; empty only when there are no sequences.
+
+        A draft takes blocks that nobody uses, never another sequence's: without them it is left out.
+        """
         copies: list[BlockCopy] = []
         spans: list[Span] = []
         self._preempted.clear()
@@ -74,7 +86,10 @@ class Scheduler:
         for sequence in decoding:
             # A preemption for an earlier one may have taken its blocks.
             if sequence.decoding and self._make_room(sequence, len(sequence.ids)):
-                spans.append(Span(sequence, sequence.pending))
+                draft = drafts.get(sequence, ())
+                if draft and not sequence.table.grow(len(sequence.ids) + len(draft)):
+                    draft = ()
+                spans.append(Span(sequence, sequence.pending, draft))
         for sequence in self.sequences:
             if budget <= 0 or len(spans) >= MAX_SEQUENCES:
                 break
@@ -88,7 +103,7 @@ class Scheduler:
         return Step(tuple(copies), tuple(span for span in spans if span.sequence not in self._preempted))
 
     def commit(self, step: Step) -> None:
-        """The pass was computed: its tokens count and its full blocks can be shared."""
+        """The pass was computed: its tokens count and its full blocks can be shared. Drafts are not part of it."""
         for span in step.spans:
             sequence = span.sequence
             prompt = len(sequence.generation.prompt)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from kcode_backend.engine.request import CERTAIN, Generation, Likelihood
+from kcode_backend.engine.speculative import Drafter
 from kcode_backend.kv.table import BlockTable
 
 DECODE_TOKENS = 32
@@ -39,9 +40,11 @@ class Sequence:
     """How often each id is in the answer, kept only when a penalty needs it."""
     likelihoods: list[Likelihood] = field(default_factory=list)
     """Of the answer's tokens that were not reported yet; stays empty unless the request wants them."""
+    drafter: Drafter = field(init=False)
 
     def __post_init__(self) -> None:
         self.ids = [*self.generation.prompt, *self.generation.forced]
+        self.drafter = Drafter(self.generation.draft)
         self.random = np.random.default_rng(self.generation.sampling.seed)
         if self.generation.sampling.repetition_penalty != 1.0:
             self.seen = set(self.ids)

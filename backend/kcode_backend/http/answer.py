@@ -41,6 +41,8 @@ class Answer:
     reasoning: list[str] = field(default_factory=list)
     calls: list[WholeCall] = field(default_factory=list)
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish: FinishReason | None = None
@@ -50,6 +52,8 @@ class Answer:
 
     def sampled(self, event: Sampled) -> list[Json]:
         """The deltas that these tokens give. A stop text ends the answer here: `finish` is set then."""
+        self.drafted_tokens += event.drafted
+        self.accepted_tokens += event.accepted
         now = time.monotonic()
         if not self.ids:
             self.prefill_s = now - self.started_s
@@ -98,6 +102,7 @@ class Answer:
             "fingerprint": fingerprint,
             "prefill_s": round(self.prefill_s, 4),
             "decode_s": round(self.decode_s, 4),
+            "speculation": {"drafted": self.drafted_tokens, "accepted": self.accepted_tokens},
         }
 
     def _note(self, token: int, likelihood: Likelihood | None) -> None:

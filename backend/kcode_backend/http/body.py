@@ -98,6 +98,9 @@ class Extensions(Strict):
     priority: StrictInt = 0
     session: StrictStr = ""
     bind: dict[str, dict[str, Bound]] = {}
+    draft: StrictStr = ""
+    """Text that the answer is likely to resemble: tried, never forced."""
+    speculate: StrictBool = True
 
     def bindings(self) -> dict[str, dict[str, Binding]]:
         """Raises RequestRefused for one that says neither or both."""

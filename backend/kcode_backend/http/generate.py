@@ -185,7 +185,7 @@ class Completion:
             self._sessions.remember(session, (*prompt, *answer.ids))
         new = len(prompt) - answer.cached_tokens
         log.info(
-            "%s session=%s prompt=%d cached=%d new=%d dropped=%d answer=%d prefill=%.1f/s decode=%.1f/s %s",
+            "%s session=%s prompt=%d cached=%d new=%d dropped=%d answer=%d prefill=%.1f/s decode=%.1f/s accepted=%d/%d %s",
             self.id,
             session or "-",
             len(prompt),
@@ -195,6 +195,8 @@ class Completion:
             len(answer.ids),
             new / answer.prefill_s if answer.prefill_s else 0.0,
             (len(answer.ids) - 1) / answer.decode_s if answer.decode_s else 0.0,
+            answer.accepted_tokens,
+            answer.drafted_tokens,
             answer.finish if outcome == "ok" else outcome,
         )
 
@@ -217,6 +219,8 @@ async def begin(room: Room, body: ChatBody, raw: Json, sessions: SessionLengths)
         grammar=body.own.grammar,
         prefix=body.own.prefix or "",
         priority=body.own.priority,
+        draft=body.own.draft,
+        speculate=body.own.speculate,
         single_call=body.parallel_tool_calls is False,
         bindings=body.own.bindings(),
         response=_response_schema(body),

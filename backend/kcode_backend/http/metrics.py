@@ -90,6 +90,8 @@ def _engine_lines(engine: Engine) -> list[str]:
             counters.prompt_tokens,
         ),
         ("kcode_tokens_sampled_total", "counter", "Tokens drawn; forced ones are not.", counters.sampled_tokens),
+        ("kcode_tokens_drafted_total", "counter", "Tokens tried before they were drawn.", counters.drafted_tokens),
+        ("kcode_tokens_accepted_total", "counter", "Drafted tokens that were drawn.", counters.accepted_tokens),
         ("kcode_model_seconds_total", "counter", "Time inside forward passes.", counters.model_s),
         ("kcode_busy_seconds_total", "counter", "Time of whole steps, scheduling and sampling included.", counters.busy_s),
         ("kcode_blocks", "gauge", "Blocks of the cache.", pool.blocks),

@@ -42,6 +42,8 @@ class TextAnswer:
     ids: list[int] = field(default_factory=list)
     text: list[str] = field(default_factory=list)
     cached_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     finish: str | None = None
     echoed: bool = False
 
@@ -49,6 +51,8 @@ class TextAnswer:
         """The text that these tokens give. A stop text ends the answer here: `finish` is set then."""
         if self.first_token_s is None:
             self.first_token_s = time.monotonic() - self.started_s
+        self.drafted_tokens += event.drafted
+        self.accepted_tokens += event.accepted
         new: list[str] = []
         for place, token in enumerate(event.ids):
             self.ids.append(token)
@@ -90,6 +94,7 @@ class TextCompletion:
         if body.suffix is not None and (markers := fill_markers(model.tokenizer)):
             self._stop_ids |= markers.ends
         self._sampling = body.sampling(SamplingParams(), model.config.vocab)
+        self._draft = tuple(model.tokenizer.encode(body.kcode.draft))
         self._prompts = [ScoredPrompt(model.tokenizer, prompt) for prompt in prompts]
         self._count = body.n or 1
         self._answers = [self._answer(prompt) for prompt in self._prompts for _ in range(self._count)]
@@ -150,7 +155,9 @@ class TextCompletion:
             choice: Json = {"index": index, "text": text, "finish_reason": answer.finish}
             choice["logprobs"] = self._logprobs(answer, tokens, bool(self._body.echo), 0)
             choices.append(choice if len(self._answers) == 1 else {**choice, "kcode": {"token_ids": answer.ids}})
-        extension: Json = {"token_ids": self._answers[0].ids, "scores": self._prompts[0].described()}
+        lead = self._answers[0]
+        speculation = {"drafted": lead.drafted_tokens, "accepted": lead.accepted_tokens}
+        extension: Json = {"token_ids": lead.ids, "scores": self._prompts[0].described(), "speculation": speculation}
         return {**self._frame, "choices": choices, "usage": self._usage(), "kcode": extension}
 
     def close(self) -> None:
@@ -182,6 +189,8 @@ class TextCompletion:
             max_tokens=body.limit,
             stop_ids=self._stop_ids,
             priority=body.kcode.priority,
+            draft=self._draft,
+            speculate=body.kcode.speculate,
             scored_from=prompt.first_scored(body.kcode.score_from) if scores and body.scored else None,
             alternatives=body.logprobs or 0,
             likelihoods=body.logprobs,

@@ -19,6 +19,8 @@ DEFAULT_MAX_TOKENS = 16
 class TextExtensions(Strict):
     score_from: Annotated[StrictInt, Field(ge=0)] = 0
     priority: StrictInt = 0
+    draft: StrictStr = ""
+    speculate: StrictBool = True
 
 
 class TextBody(SamplingFields):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import queue
@@ -20,6 +21,7 @@ from torch import Tensor
 from kcode_backend.config import ModelConfig, RopeConfig
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Event, Failed, Finished, Generation, Prefilled, Sampled, SamplingParams
+from kcode_backend.engine.speculative import RowCost
 from kcode_backend.errors import OutOfContext
 from kcode_backend.kernels import ops, reference
 from kcode_backend.kv.cache import KVCache
@@ -80,6 +82,12 @@ class HashNetwork:
 
 def logits_after(ids: list[int]) -> np.ndarray:
     """What the fake says after a context."""
+    return _logits_after(tuple(ids)).copy()
+
+
+@functools.lru_cache(maxsize=4096)
+def _logits_after(context: tuple[int, ...]) -> np.ndarray:
+    ids = list(context)
     seed = int.from_bytes(hashlib.sha256(repr(ids).encode()).digest()[:8], "little")
     logits = np.random.default_rng(seed).normal(0, 3, VOCAB).astype(np.float32)
     logits[TOKENIZER.special_id("<|im_end|>")] -= 5
@@ -119,12 +127,16 @@ class Run:
     ids: list[int] = field(default_factory=list)
     end: Finished | Failed | None = None
     progress: list[Prefilled] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
 
     def step(self, timeout_s: float = 20) -> Event:
         event = self.events.get(timeout=timeout_s)
         match event:
-            case Sampled(ids):
+            case Sampled(ids, drafted=drafted, accepted=accepted):
                 self.ids += ids
+                self.drafted += drafted
+                self.accepted += accepted
             case Prefilled():
                 self.progress.append(event)
             case _:
@@ -139,10 +151,11 @@ class Run:
 
 
 class Bench:
-    def __init__(self, blocks: int = 64, block_size: int = 4, context: int = 4096) -> None:
+    def __init__(self, blocks: int = 64, block_size: int = 4, context: int = 4096, cost: RowCost | None = None) -> None:
         self.network = HashNetwork()
         model = fake_model(self.network)
-        self.engine = Engine(model, KVCache.allocate(model.config, blocks, block_size), context)
+        self.kv = KVCache.allocate(model.config, blocks, block_size)
+        self.engine = Engine(model, self.kv, context, cost)
         self.engine.start()
 
     def ask(self, prompt: list[int], **changes: object) -> Run:

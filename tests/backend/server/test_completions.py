@@ -51,6 +51,7 @@ def test_stream_and_whole_answer_say_the_same(engine: EngineServer) -> None:
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["kcode"]["token_ids"] == whole["kcode"]["token_ids"]
     assert whole["usage"]["completion_tokens"] == len(whole["kcode"]["token_ids"]) == 12
+    assert set(whole["kcode"]["speculation"]) == set(chunks[-1]["kcode"]["speculation"]) == {"drafted", "accepted"}
     progress = [chunk["kcode"]["prefill"] for chunk in chunks if "prefill" in chunk.get("kcode", {})]
     total = whole["usage"]["prompt_tokens"]
     assert progress[-1] == {"done": total, "total": total, "cached": total - 1}

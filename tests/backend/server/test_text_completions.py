@@ -55,7 +55,16 @@ def test_text_and_its_token_ids_are_the_same_prompt(engine: EngineServer) -> Non
     tokens = score(engine, [first, *ids])
     assert tokens["choices"] == text["choices"]
     assert tokens["kcode"]["scores"] == text["kcode"]["scores"]
-    assert complete(engine, [first, *ids])["kcode"] == complete(engine, TEXT)["kcode"]
+    assert complete(engine, [first, *ids])["kcode"]["token_ids"] == complete(engine, TEXT)["kcode"]["token_ids"]
+
+
+def test_draft_changes_nothing_but_is_counted(engine: EngineServer) -> None:
+    plain = complete(engine, TEXT, kcode={"speculate": False})
+    assert plain["kcode"]["speculation"] == {"drafted": 0, "accepted": 0}
+    drafted = complete(engine, TEXT, kcode={"draft": plain["choices"][0]["text"]})
+    assert drafted["choices"] == plain["choices"]
+    counts = drafted["kcode"]["speculation"]
+    assert 0 <= counts["accepted"] <= counts["drafted"]
 
 
 def test_echo_puts_the_prompt_before_the_answer(engine: EngineServer) -> None:
