@@ -145,8 +145,7 @@ def _headless_prompt(prompt: str | None, print_prompt: str | None, prompt_file: 
 
 
 def _prepare(folder: str, flags: dict[str, Value]) -> tuple[Settings, Path, Paths]:
-    from kcode.opening import check_workspace
-    from kcode.paths import find_paths
+    from kcode.paths import check_workspace, find_paths
     from kcode.settings import load_settings
 
     paths = find_paths()

@@ -81,6 +81,7 @@ class Context:
         # Tokens of the first `known_messages` messages and the tools, as the model counted them.
         self._known_messages = 0
         self._known_tokens = 0
+        self._counted_tokens: int | None = None
         self._rebuild()
         for call in orphans(self._messages):
             self.add_result(ToolResult(call.id, call.name, ORPHAN_TEXT, is_error=True), PlainDisplay(ORPHAN_TEXT), 0.0)
@@ -95,8 +96,17 @@ class Context:
 
     @property
     def used_tokens(self) -> int:
-        """Tokens after the last answer as the model counted them; 0 before the first."""
-        return self._known_tokens
+        """Tokens of the conversation as the model counted them last; 0 while it has not."""
+        return self._known_tokens if self._counted_tokens is None else self._counted_tokens
+
+    async def count(self, model: ChatModel, tools: tuple[ToolSpec, ...]) -> None:
+        """Let the model count what has come since its last answer. Raises what count_tokens raises."""
+        messages = self.messages
+        if len(messages) == self._known_messages:
+            return
+        counted = await model.count_tokens(messages, tools)
+        if self.messages == messages:
+            self._counted_tokens = counted
 
     def add(self, message: Message, usage: Usage | None = None) -> None:
         self._append(Said(message, usage))
@@ -148,10 +158,12 @@ class Context:
         if usage is not None and usage.prompt_tokens:
             self._known_messages = len(self._messages)
             self._known_tokens = usage.prompt_tokens + usage.completion_tokens
+            self._counted_tokens = None
 
     def _rebuild(self) -> None:
         self._messages = []
         self._known_messages = self._known_tokens = 0
+        self._counted_tokens = None
         for record in self._transcript.active:
             _extend(self._messages, record)
             if isinstance(record, Said):

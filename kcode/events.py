@@ -133,7 +133,8 @@ class Notice:
 class TurnFinished:
     """`result` is the last visible text of the model; `reason` says in one line why the turn ended.
 
-    `attempts` counts the repairs that tests judged, 1 where nobody counted.
+    `steps` counts the model's answers and each repair that came of its reading alone. `attempts` counts the repairs that tests
+    judged, 1 where nobody counted.
     """
 
     turn: int

@@ -12,7 +12,7 @@ import kcode
 from kcode.approval import Approval, ApprovalMode, Asker
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
-from kcode.errors import SandboxUnavailable, StartError
+from kcode.errors import SandboxUnavailable
 from kcode.guided.drive import Guided
 from kcode.loop import work
 from kcode.messages import system
@@ -23,7 +23,7 @@ from kcode.models.scripted import ScriptedModel, read_script
 from kcode.paths import Paths
 from kcode.profiles import Profile, choose_profile, limits_for, sampling_for
 from kcode.session import Equipment, Session
-from kcode.settings import Settings
+from kcode.settings import SCRIPTED, Settings
 from kcode.steps import Driver
 from kcode.tools.toolbox import build_specs, build_tools
 from kcode.transcript import Opened, SessionInfo, Transcript, create, find_session, list_sessions, open_existing, utc_now
@@ -33,8 +33,6 @@ from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.errors import SandboxError
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.sandbox import Sandbox
-
-SCRIPTED = "scripted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +168,3 @@ def _last_model(transcript: Transcript) -> str:
 
 def _when(info: SessionInfo) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(info.modified))
-
-
-def check_workspace(folder: Path) -> Path:
-    """`folder` as a workspace: absolute, links resolved. Raises StartError when it is no folder."""
-    try:
-        real = folder.expanduser().resolve(strict=True)
-    except (OSError, RuntimeError) as error:
-        raise StartError(f"--cd {folder}: there is no such folder") from error
-    if not real.is_dir():
-        raise StartError(f"--cd {folder}: it is not a folder")
-    return real

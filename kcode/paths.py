@@ -11,6 +11,8 @@ from pathlib import Path
 
 import platformdirs
 
+from kcode.errors import StartError
+
 # sun_path holds 108 bytes on Linux and 104 elsewhere; the name of the socket file needs room too.
 MAX_SOCKET_PATH_BYTES = 100
 _SOCKET_NAME_BYTES = 32
@@ -91,3 +93,14 @@ def make_private(folder: Path) -> Path:
     if owner != os.getuid():
         raise PermissionError(f"{folder} belongs to user {owner}, not to you; remove it or set KCODE_HOME")
     return folder
+
+
+def check_workspace(folder: Path) -> Path:
+    """`folder` as a workspace: absolute, links resolved. Raises StartError when it is no folder."""
+    try:
+        real = folder.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise StartError(f"--cd {folder}: there is no such folder") from error
+    if not real.is_dir():
+        raise StartError(f"--cd {folder}: it is not a folder")
+    return real

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 from kcode.approval import Approval, ApprovalMode
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
+from kcode.errors import KcodeError
 from kcode.events import Event, TurnFinished
 from kcode.loop import RunningTurn
 from kcode.messages import Message
@@ -22,6 +24,8 @@ from kcode.steps import Driver, Emit, Limits, Steps
 from kcode.tools.tool import Tool
 from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
 from kcode_sandbox.sandbox import Sandbox
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +87,14 @@ class Session:
     def context_used(self) -> int:
         """Tokens of the conversation as the model last counted them."""
         return self._context.used_tokens
+
+    async def count_context(self) -> None:
+        """Bring `context_used` up to date: a request to the model, which may be at work meanwhile."""
+        try:
+            await self._context.count(self._equipment.model, self._equipment.specs)
+        except KcodeError as error:
+            # Whatever is wrong with the model, the next step says it.
+            log.debug("the context was not counted: %s", error)
 
     @property
     def sandbox_description(self) -> str:
@@ -147,7 +159,8 @@ class Session:
         turns = (
             [self._last_turn()] if last_turn else [number for number, item in self._transcript.numbered if isinstance(item, Turn)]
         )
-        first = next((snapshot for snapshot in map(self._first_checkpoint, turns) if snapshot), "")
+        found = (_first_checkpoint(self._transcript.records, turn) for turn in turns)
+        first = next((snapshot for snapshot in found if snapshot), "")
         if checkpoints is None or not first:
             return ""
         return await checkpoints.diff(first)
@@ -163,7 +176,7 @@ class Session:
             return "there is no turn to take back"
         turn = self._transcript.records[mark]
         said = " ".join(turn.text.split())[:60] if isinstance(turn, Turn) else ""
-        first = self._first_checkpoint(mark)
+        first = _first_checkpoint(self._transcript.records, mark)
         checkpoints = self._equipment.checkpoints
         restored = "it changed no files"
         if first and checkpoints is not None:
@@ -213,11 +226,12 @@ class Session:
         """The number of the record that began the last turn not taken back; 0 for none (that is the header)."""
         return max((number for number, record in self._transcript.numbered if isinstance(record, Turn)), default=0)
 
-    def _first_checkpoint(self, turn_mark: int) -> str:
-        """The first snapshot of the turn that began with that record, "" for none; attempts taken back within it count."""
-        for record in self._transcript.records[turn_mark + 1 :]:
-            if isinstance(record, Turn):
-                break
-            if isinstance(record, Checkpoint):
-                return record.snapshot
-        return ""
+
+def _first_checkpoint(records: Sequence[Record], turn_mark: int) -> str:
+    """The first snapshot of the turn that began with that record, "" for none; attempts taken back within it count."""
+    for record in records[turn_mark + 1 :]:
+        if isinstance(record, Turn):
+            break
+        if isinstance(record, Checkpoint):
+            return record.snapshot
+    return ""

@@ -16,6 +16,8 @@ from typing import Literal, get_args, get_origin
 from kcode.errors import ConfigError
 
 Value = str | int | float | bool | None
+# A model's name that begins so is the path of a script of answers (models/scripted.py).
+SCRIPTED = "scripted:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Settings:
 
 
 # Read elsewhere: where kcode lives, the server's key, and what the engine's own process reads.
-_OTHER_VARIABLES = ("KCODE_HOME", "KCODE_API_KEY", "KCODE_CPU_", "KCODE_ENGINE_")
+_OTHER_VARIABLES = frozenset({"KCODE_HOME", "KCODE_API_KEY"})
+_OTHER_PREFIXES = ("KCODE_CPU_", "KCODE_ENGINE_")
 _SIGNED = frozenset({"temperature", "top_p", "top_k", "seed"})
 
 
@@ -123,7 +126,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
     """The settings of KCODE_* variables; an empty variable is no setting."""
     found: dict[str, Value] = {}
     for variable, value in environment.items():
-        if variable.startswith("KCODE_") and not variable.startswith(_OTHER_VARIABLES) and value:
+        is_other = variable in _OTHER_VARIABLES or variable.startswith(_OTHER_PREFIXES)
+        if variable.startswith("KCODE_") and not is_other and value:
             name = variable.removeprefix("KCODE_").lower()
             found[name] = _check(_known(name, variable), value, variable)
     return found

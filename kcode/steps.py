@@ -6,6 +6,7 @@ recorded, and awaits these until it returns an Ending:
     steps.say(text)                        append a user message
     await steps.ask(how, say=text)         one model call -> StepFinished (its message is in the transcript)
     await steps.call(call)                 one call the model made -> Called (its result is in the transcript)
+    steps.spend(usage, as_step=True)       the model was used in another way than by `ask`
     await steps.run(name, arguments)       a call the harness makes, recorded as if the model had made it -> Called
     await steps.probe(name, arguments)     a call the harness makes that only the person sees -> Called
     await steps.snapshot()                 the tree now -> name of the snapshot ("" when there are no checkpoints)
@@ -307,9 +308,12 @@ class Steps:
         self._checkpointed = False
         return self._finish(call, *await self._run(call), "", recorded=False)
 
-    def spend(self, usage: Usage) -> None:
-        """Count tokens that the driver spent on the model outside of `ask`."""
+    def spend(self, usage: Usage, *, as_step: bool = False) -> None:
+        """Count tokens that the driver spent on the model outside of `ask`. `as_step` raises LimitReached as `ask` does."""
         self.usage += usage
+        if as_step:
+            _check_steps(self.limits, self.step)
+            self.step += 1
 
     async def snapshot(self) -> str:
         """Keep the tree as it is; "" when that cannot be done (a Notice says why)."""
@@ -350,8 +354,7 @@ class Steps:
 
     def _bounded(self, sampling: Sampling) -> Sampling:
         limits = self.limits
-        if limits.steps is not None and self.step >= limits.steps:
-            raise LimitReached(f"the turn took {self.step} steps, the limit is {limits.steps} (--max-turns)")
+        _check_steps(limits, self.step)
         if limits.tokens is None:
             return replace(sampling, max_tokens=sampling.max_tokens or limits.answer_tokens)
         left = limits.tokens - self.usage.completion_tokens
@@ -451,3 +454,8 @@ class Steps:
                 for item in error.errors(include_url=False, include_input=False)
             )
             return f"Wrong arguments for {tool.name}: {wrong}."
+
+
+def _check_steps(limits: Limits, taken: int) -> None:
+    if limits.steps is not None and taken >= limits.steps:
+        raise LimitReached(f"the turn took {taken} steps, the limit is {limits.steps} (--max-turns)")

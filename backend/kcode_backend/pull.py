@@ -172,8 +172,8 @@ class _Pull:
             size = data.stat().st_size
             data.unlink()
             raise PullError(
-                f"{self.entry.file} {self.note} is damaged and was removed: {size:,} bytes with sha256 {digest.hexdigest()}, "
-                f"not {self.entry.bytes:,} with {self.entry.sha256}; pull again"
+                f"{self.entry.file} {self.note} is damaged: {size:,} bytes with sha256 {digest.hexdigest()}, "
+                f"not {self.entry.bytes:,} with {self.entry.sha256}; the copy was removed, pull again"
             )
 
 

@@ -70,9 +70,10 @@ def read_options(arguments: list[str] | None) -> Options:
     parser.add_argument("--model", type=Path, required=True, help="model file (GGUF)")
     parser.add_argument("--name", help="the model's id for clients; default: the file's name")
     parser.add_argument("--socket", type=Path, help="listen on this Unix socket (mode 0600)")
-    parser.add_argument("--host", default="127.0.0.1", help="TCP address; other than loopback needs --api-key")
+    parser.add_argument("--host", default="127.0.0.1", help="TCP address; other than loopback needs a key")
     parser.add_argument("--port", type=int, help="listen on this TCP port instead of a socket")
-    parser.add_argument("--api-key", help="require 'Authorization: Bearer KEY'")
+    parser.add_argument("--api-key", help="require 'Authorization: Bearer KEY'; others can read it in the list of processes")
+    parser.add_argument("--api-key-env", metavar="NAME", help="the same with the key in this environment variable")
     parser.add_argument("--context", type=_positive, help="most tokens of prompt and answer together; default: the model's")
     parser.add_argument("--threads", type=_positive, help="compute threads; default: all cores")
     parser.add_argument("--idle-timeout", type=float, help="end after so many seconds without a request")
@@ -82,13 +83,15 @@ def read_options(arguments: list[str] | None) -> Options:
     given = parser.parse_args(arguments)
     if (given.socket is None) == (given.port is None):
         parser.error("give either --socket PATH or --port N")
+    if given.api_key_env is not None and not os.environ.get(given.api_key_env):
+        parser.error(f"--api-key-env {given.api_key_env}: there is no such environment variable, or it is empty")
     return Options(
         model=given.model,
         name=given.name or given.model.stem,
         socket=given.socket,
         host=given.host,
         port=given.port or 0,
-        api_key=given.api_key,
+        api_key=given.api_key if given.api_key_env is None else os.environ[given.api_key_env],
         context=given.context,
         threads=given.threads,
         idle_timeout_s=given.idle_timeout,

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -125,20 +126,36 @@ def examine_engine() -> list[Finding]:
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         cost = "no local models, only servers with --base-url; install with: pip install 'kcode-agent[local]'"
-        return [Finding("engine", "missing" if "No module named" in said[-1] else "broken", said[-1], cost)]
+        engine = Finding("engine", "missing" if "No module named" in said[-1] else "broken", said[-1], cost)
+        return [engine, examine_compiler(has_kernels=_has_bundled_kernels())]
     report = json.loads(done.stdout.strip().splitlines()[-1])
-    compiler = report["compiler"]
     findings = [Finding("engine", "ok", f"torch {report['torch']}, CUDA {'available' if report['cuda'] else 'not available'}")]
-    if compiler:
-        findings.append(Finding("compiler", "ok", str(compiler)))
-    else:
-        cost = "the CPU kernels cannot be compiled for this machine; install g++ or clang"
-        findings.append(Finding("compiler", "missing", "no C++ compiler", cost))
-    if report["isa"] == "reference":
-        findings.append(Finding("kernels", "missing", report["reason"], "answers come about 20 times slower"))
-    else:
+    has_kernels = report["isa"] != "reference"
+    findings.append(examine_compiler(has_kernels=has_kernels))
+    if has_kernels:
         findings.append(Finding("kernels", "ok", f"{report['isa']} ({report['reason']}): {report['library_path']}"))
+    else:
+        findings.append(Finding("kernels", "missing", report["reason"], "answers come in minutes instead of seconds"))
     return findings
+
+
+def examine_compiler(*, has_kernels: bool) -> Finding:
+    """`has_kernels`: the engine's kernels are compiled already."""
+    from kcode_backend.kernels.build import find_compiler
+
+    compiler = find_compiler()
+    if compiler is not None:
+        return Finding("compiler", "ok", compiler)
+    cost = (
+        "the CPU kernels cannot be compiled here, and without them the engine is hundreds of times slower; install g++ or clang"
+    )
+    return Finding("compiler", "missing", "no C++ compiler (c++, g++ or clang++)", "" if has_kernels else cost)
+
+
+def _has_bundled_kernels() -> bool:
+    spec = find_spec("kcode_backend.kernels")
+    places = list(spec.submodule_search_locations or []) if spec is not None else []
+    return any(any(Path(place).glob("_native-*.so")) for place in places)
 
 
 def examine_models() -> Finding:

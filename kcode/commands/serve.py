@@ -28,10 +28,10 @@ def command(
     arguments = ["--model", str(file), "--name", file.stem]
     arguments += ["--socket", os.path.abspath(socket)] if socket else ["--host", host, "--port", str(port)]
     if api_key_env is not None:
-        key = os.environ.get(api_key_env, "")
-        if not key:
-            raise StartError(f"--api-key-env {api_key_env}: there is no such environment variable")
-        arguments += ["--api-key", key]
+        if not os.environ.get(api_key_env, ""):
+            raise StartError(f"--api-key-env {api_key_env}: there is no such environment variable, or it is empty")
+        # Only the variable's name: every user of the machine can read command lines.
+        arguments += ["--api-key-env", api_key_env]
     for name, value in (("--context", context), ("--threads", threads)):
         if value is not None:
             arguments += [name, str(value)]

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import click
 
-from kcode.opening import check_workspace
-from kcode.paths import find_paths
+from kcode.paths import check_workspace, find_paths
 from kcode.transcript import list_sessions
 
 

@@ -17,7 +17,7 @@ from kcode.guided.goal import Goal, choose, named_target
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
 from kcode.loop import work
-from kcode.model import TextModel
+from kcode.model import TextModel, Usage
 from kcode.repomap import load_sources
 from kcode.steps import Ending, Steps
 from kcode.tools.rewrite_function import RewriteFunctionTool
@@ -71,7 +71,12 @@ class Guided:
         fixed: Ending | None = None
         try:
             async with aclosing(self._repairs(steps, suspects)) as repairs:
+                asked = steps.step
                 async for repair in repairs:
+                    if steps.step == asked:
+                        # The model read and was not asked: that is a step too, and the limit holds for it.
+                        steps.spend(Usage(), as_step=True)
+                    asked = steps.step
                     mark = steps.mark()
                     if await self._apply(steps, repair):
                         goal, after = await self._judge(steps, goal, snapshot)

@@ -117,6 +117,7 @@ class LocalModel:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._facts: _Facts | None = None
+        self._starting = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(uds=str(self._socket))
         # No timeout on reading: the engine answers /health at once, and prefilling may rightly take minutes.
         self._client = httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=httpx.Timeout(None, connect=10.0))
@@ -139,6 +140,11 @@ class LocalModel:
         return self._process.pid if self._process is not None else None
 
     async def start(self) -> None:
+        # Several of a session's requests may find at once that the engine is gone; one of them starts it.
+        async with self._starting:
+            await self._make_ready()
+
+    async def _make_ready(self) -> None:
         if self._facts is not None and await self._health() == "ok":
             return
         self._facts = None

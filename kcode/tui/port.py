@@ -36,6 +36,10 @@ class ChatSession(Protocol):
         """Tokens of the conversation as the model last counted them."""
         ...
 
+    async def count_context(self) -> None:
+        """Let the model count anew; it stays as it was where the model cannot."""
+        ...
+
     @property
     def sandbox_description(self) -> str: ...
 

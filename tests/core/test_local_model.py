@@ -86,6 +86,17 @@ async def test_two_clients_at_once_share_one_engine(engines: Engines) -> None:
     assert pid(await ask(other)) != pid(await ask(first))
 
 
+async def test_requests_at_once_start_one_engine(engines: Engines) -> None:
+    model = engines.client("slow")
+    answers = await asyncio.gather(ask(model), ask(model), model.start(), model.count_tokens((user("x"),)))
+    started = model.process_id
+    assert {pid(answers[0]), pid(answers[1])} == {started}
+    assert started is not None
+    os.kill(started, signal.SIGKILL)
+    first, second = await asyncio.gather(ask(model), ask(model))
+    assert pid(first) == pid(second) == model.process_id != started
+
+
 async def test_reason_of_an_engine_that_does_not_start_is_told(engines: Engines) -> None:
     model = engines.client("broken")
     with pytest.raises(StartError) as caught:

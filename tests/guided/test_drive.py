@@ -97,7 +97,7 @@ async def test_first_surprise_is_the_repair(begin: Begin, workspace: Path) -> No
     events = await collect(session, TASK)
     assert (workspace / "calc.py").read_text() == RIGHT
     end = ending(events)
-    assert (end.status, end.reason, end.attempts, end.steps) == ("finished", "the tests pass", 1, 0)
+    assert (end.status, end.reason, end.attempts, end.steps) == ("finished", "the tests pass", 1, 1)
     assert end.result == (
         "Fixed add in calc.py. Line 6 of calc.py looks wrong: `return a - b`. Tests: 1 failed, 1 passed before, 2 passed now."
     )
@@ -148,7 +148,7 @@ async def test_rewrite_repairs_after_a_wrong_surprise(begin: Begin, workspace: P
     events = await collect(session, TASK)
     assert (workspace / "calc.py").read_text() == RIGHT
     end = ending(events)
-    assert (end.status, end.attempts, end.steps) == ("finished", 2, 1)
+    assert (end.status, end.attempts, end.steps) == ("finished", 2, 2)
     assert end.result.startswith("Fixed add in calc.py. A new version of add in calc.py.")
     assert [(run.passed, run.failed) for run in runs(events)] == [(1, 1), (1, 1), (2, 0), (2, 0)]
     # Whatever was tried, the model and the next repair find the tree as the first run of the tests left it.
@@ -168,7 +168,7 @@ async def test_when_nothing_works_the_tree_is_as_it_was(begin: Begin, workspace:
     assert tree_of(workspace) == {**{name: text.encode() for name, text in PROJECT.items()}, "trace.txt": b"-1"}
     end = ending(events)
     # One surprise and three rewrites; a * b was tried before it was written.
-    assert (end.status, end.attempts, end.steps) == ("limit", 1 + REWRITES_PER_SUSPECT, 4)
+    assert (end.status, end.attempts, end.steps) == ("limit", 1 + REWRITES_PER_SUSPECT, 5)
     assert end.reason == "4 repairs were tried and none made the tests pass; the files are as they were"
     assert end.result == f"Not fixed: {end.reason}. Still failing: 1 failed, 1 passed."
     assert len(runs(events)) == 1 + end.attempts
@@ -268,6 +268,26 @@ async def test_limit_of_steps_ends_on_the_clean_tree(begin: Begin, workspace: Pa
     assert (end.status, end.steps) == ("limit", 1)
     assert "the limit is 1" in end.reason
     assert (workspace / "calc.py").read_text() == BROKEN
+
+
+@pytest.mark.usefixtures("project")
+async def test_limit_of_steps_counts_repairs_that_came_of_reading(begin: Begin, workspace: Path) -> None:
+    model = ReadingModel(WORSE, replies=(rewrite("a + b"),))
+    end = ending(await collect(await begin(model, Limits(steps=1)), TASK))
+    assert (end.status, end.steps, model.requests) == ("limit", 1, [])
+    assert (workspace / "calc.py").read_text() == BROKEN
+
+
+@pytest.mark.usefixtures("project")
+async def test_context_is_counted_where_the_model_only_read(begin: Begin) -> None:
+    model = ReadingModel(RIGHT)
+    session = await begin(model)
+    await collect(session, TASK)
+    assert session.context_used == 0
+    await session.count_context()
+    assert session.context_used == await model.count_tokens(session.messages) > 0
+    await session.undo()
+    assert session.context_used == 0
 
 
 async def interrupted_at(session: Session, kind: type[Event], name: str = "") -> list[Event]:

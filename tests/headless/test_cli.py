@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kcode import __version__
+from kcode.settings import read_environment
 from tests.headless.conftest import Inside, Program
 
 
@@ -85,6 +88,47 @@ def test_flags_win_over_environment_over_file(program: Program, inside: Inside, 
     assert inside(*arguments, "--max-tokens", "999")[:2] == (0, "made it\n")
     monkeypatch.setenv("KCODE_MAX_TURN", "9")
     assert "KCODE_MAX_TURN: unknown setting 'max_turn'" in inside(*arguments)[2]
+
+
+def test_the_keys_variable_is_a_setting_and_the_key_is_none(
+    program: Program, inside: Inside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = program.script({"text": "ok"})
+    monkeypatch.setenv("KCODE_API_KEY", "secret")
+    assert inside("-p", "x", "-m", model)[0] == 0
+    monkeypatch.setenv("KCODE_API_KEY_ENV", "MY_KEY")
+    monkeypatch.setenv("KCODE_API_KEYS", "typo")
+    assert "KCODE_API_KEYS: unknown setting 'api_keys'" in inside("-p", "x", "-m", model)[2]
+    assert read_environment(os.environ | {"KCODE_API_KEYS": ""})["api_key_env"] == "MY_KEY"
+
+
+def test_doctor_without_torch_and_compiler_tells_both(program: Program) -> None:
+    hidden = program.home / "hidden"
+    hidden.mkdir(parents=True)
+    (hidden / "torch.py").write_text("raise ModuleNotFoundError(\"No module named 'torch'\")\n")
+    folders = os.pathsep.join([str(hidden), *filter(None, sys.path)])
+    done = program.run("doctor", "--json", PYTHONPATH=folders, CXX="no-such-compiler", PATH="/nonexistent")
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert findings["engine"]["state"] == "missing"
+    assert findings["compiler"]["state"] == "missing"
+    assert findings["git"]["state"] == "missing"
+    assert "kcode models pull" in findings["models"]["cost"]
+
+
+def test_serve_keeps_the_key_off_the_command_line(program: Program) -> None:
+    file = program.home / "x.gguf"
+    file.write_bytes(b"GGUF")
+    engine = program.home / "fake" / "kcode_backend"
+    engine.mkdir(parents=True)
+    folders = os.pathsep.join(filter(None, sys.path))
+    (engine / "__init__.py").write_text(f"__path__ += [p + '/kcode_backend' for p in {folders!r}.split({os.pathsep!r})]\n")
+    (engine / "server.py").write_text("import os, sys\nprint(sys.argv[1:], os.environ['MY_KEY'])\n")
+    path = os.pathsep.join([str(engine.parent), folders])
+    done = program.run("serve", str(file), "--api-key-env", "MY_KEY", MY_KEY="secret", PYTHONPATH=path)
+    arguments, _, key = done.stdout.strip().rpartition(" ")
+    assert (key, "secret" in arguments, "'--api-key-env', 'MY_KEY'" in arguments) == ("secret", False, True)
+    empty = program.run("serve", str(file), "--api-key-env", "MY_KEY", MY_KEY="")
+    assert (empty.returncode, "--api-key-env MY_KEY: there is no such" in empty.stderr) == (1, True)
 
 
 def test_version_and_help(inside: Inside) -> None:

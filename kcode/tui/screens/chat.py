@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
 from kcode.errors import KcodeError, ModelNotFound
-from kcode.events import Event, Prefill, StepFinished, TurnFinished
+from kcode.events import CallFinished, Event, Notice, Prefill, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
 from kcode.tui.commands import looks_like_command, matching, parsed
 from kcode.tui.conversation import Conversation
@@ -240,10 +240,22 @@ class ChatScreen(Screen[None]):
                 self._tell_facts(used=total)
             case StepFinished(tokens_per_s=rate):
                 self._tell_facts(rate=rate)
-            case TurnFinished(duration_s=duration_s):
+            case TurnFinished(duration_s=duration_s, status=status):
                 self._tell_facts(elapsed_s=duration_s)
+                # After an error there may be no engine, and counting would start it.
+                if status != "error":
+                    self.run_worker(self._count_context(), group="count", exclusive=True)
+            case CallFinished() | Notice(level="info"):
+                self.run_worker(self._count_context(), group="count", exclusive=True)
             case _:
                 pass
+
+    async def _count_context(self) -> None:
+        """What the driver of a small model says and runs itself comes with no count of the model's."""
+        if (session := self._conversation.session) is not None:
+            await session.count_context()
+            if session is self._conversation.session:
+                self._tell_facts()
 
     def _changed(self) -> None:
         """The session, the queue or whether a turn runs has changed."""

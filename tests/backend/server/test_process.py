@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
+import pytest
 
 if TYPE_CHECKING:
     from tests.backend.server.conftest import EngineServer
@@ -46,11 +47,12 @@ def test_killed_engine_is_replaced_and_a_living_one_is_not(start: Start, tiny_fi
     assert not second.socket.exists()
 
 
-def test_tcp_needs_its_key_and_sigterm_ends_cleanly(start: Start, tiny_file: Path) -> None:
+def test_tcp_needs_its_key_and_sigterm_ends_cleanly(start: Start, tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    server = start(tiny_file, "--port", str(port), "--api-key", "secret")
+    monkeypatch.setenv("SOME_KEY", "secret")
+    server = start(tiny_file, "--port", str(port), "--api-key-env", "SOME_KEY")
     url = f"http://127.0.0.1:{port}/v1/models"
     while True:
         assert server.process.poll() is None, server.log.read_text()
