@@ -56,8 +56,21 @@ def choose_model(settings: Settings, paths: Paths) -> ChosenModel:
     from kcode.commands.models import installed_model
 
     file = installed_model(settings.model, paths.models)
-    options = EngineOptions(file, settings.context_limit, settings.threads, settings.engine_idle_s)
+    options = engine_options(file, settings, paths)
     return ChosenModel(LocalModel(options, paths.runtime, paths.logs), str(file), local=True, file_bytes=file.stat().st_size)
+
+
+def engine_options(file: Path, settings: Settings, paths: Paths) -> EngineOptions:
+    """How the engine for a model file is started."""
+    kept_bytes = int(settings.kv_disk_gb * 1e9)
+    return EngineOptions(
+        file,
+        settings.context_limit,
+        settings.threads,
+        settings.engine_idle_s,
+        kv_dir=paths.contexts if kept_bytes else None,
+        kv_disk_bytes=kept_bytes,
+    )
 
 
 def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:

@@ -40,6 +40,11 @@ class Paths:
     def logs(self) -> Path:
         return self.state / "logs"
 
+    @property
+    def contexts(self) -> Path:
+        """What the engine has computed, kept for its next start."""
+        return self.cache / "contexts"
+
     def sessions(self, project: Path) -> Path:
         """The folder of a project's transcripts."""
         return self.state / "sessions" / project_key(project)

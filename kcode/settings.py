@@ -35,6 +35,7 @@ class Settings:
     context_limit: tokens to use at most; 0 is all the model has.
     temperature, top_p, top_k, seed: negative is the profile's own.
     threads: of the local engine; 0 is its own choice. engine_idle_s: it ends after so long without a request.
+    kv_disk_gb: computed contexts kept in the cache folder, so that a session resumes at once; 0 keeps none.
     """
 
     model: str = ""
@@ -55,6 +56,7 @@ class Settings:
     seed: int = -1
     threads: int = 0
     engine_idle_s: float = 900.0
+    kv_disk_gb: float = 10.0
     theme: str = ""
 
     @property

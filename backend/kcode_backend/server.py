@@ -38,6 +38,7 @@ SHUTDOWN_S = 2.0
 """How long running answers may go on after SIGTERM, unless said otherwise."""
 _FAREWELL_S = 3
 """After that time: what a client needs to take the error that ends its answer."""
+KV_DISK_BYTES = 10 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class Options:
     threads: int | None
     idle_timeout_s: float | None
     shutdown_timeout_s: float
+    kv_dir: Path | None
+    kv_disk_bytes: int
 
 
 class _Server(uvicorn.Server):
@@ -80,6 +83,14 @@ def read_options(arguments: list[str] | None) -> Options:
     parser.add_argument(
         "--shutdown-timeout", type=float, default=SHUTDOWN_S, help="seconds that running answers may go on after SIGTERM"
     )
+    parser.add_argument("--kv-dir", type=Path, help="keep computed contexts in this folder, so that a restart loses none")
+    parser.add_argument(
+        "--kv-disk-budget",
+        type=_positive,
+        default=KV_DISK_BYTES,
+        metavar="BYTES",
+        help="most bytes below --kv-dir; default: 10 GiB",
+    )
     given = parser.parse_args(arguments)
     if (given.socket is None) == (given.port is None):
         parser.error("give either --socket PATH or --port N")
@@ -96,6 +107,8 @@ def read_options(arguments: list[str] | None) -> Options:
         threads=given.threads,
         idle_timeout_s=given.idle_timeout,
         shutdown_timeout_s=max(0.0, given.shutdown_timeout),
+        kv_dir=given.kv_dir,
+        kv_disk_bytes=given.kv_disk_budget,
     )
 
 
@@ -198,9 +211,10 @@ class EngineProcess:
 
 def _load_serving(options: Options) -> Serving:
     """On a worker thread: importing torch takes seconds, and the socket answers meanwhile."""
-    from kcode_backend.serving import load_serving
+    from kcode_backend.serving import DiskPlace, load_serving
 
-    return load_serving(options.model, options.context, options.threads)
+    disk = DiskPlace(options.kv_dir, options.kv_disk_bytes) if options.kv_dir else None
+    return load_serving(options.model, options.context, options.threads, disk)
 
 
 def main(arguments: list[str] | None = None) -> int:

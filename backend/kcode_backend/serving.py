@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -28,9 +29,13 @@ from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
 from kcode_backend.kernels import native
 from kcode_backend.kv.cache import KVCache, bytes_per_block
+from kcode_backend.kv.disk import DiskTier
 from kcode_backend.kv.pool import BLOCK_TOKENS
+from kcode_backend.kv.space import space_of
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
+
+log = logging.getLogger(__name__)
 
 KV_MEMORY_SHARE = 0.25
 """Of the memory that is available when the engine starts."""
@@ -120,10 +125,10 @@ class Prepared:
 class Serving:
     """One model, ready to answer. Thread-safe."""
 
-    def __init__(self, model: Model, kv: KVCache, context_limit: int) -> None:
+    def __init__(self, model: Model, kv: KVCache, context_limit: int, disk: DiskTier | None = None) -> None:
         self.model = model
         self.format: ChatFormat = chat_format(model)
-        self.engine = Engine(model, kv, context_limit)
+        self.engine = Engine(model, kv, context_limit, disk=disk)
         markers = self.format.markers
         self._call_ids = frozenset((markers.open_id, markers.close_id)) if markers else frozenset[int]()
         self._unsampled = _unsampled(model) - self.format.stop_ids
@@ -196,7 +201,15 @@ class Serving:
         return grammar
 
 
-def load_serving(path: Path, context: int | None, threads: int | None) -> Serving:
+@dataclass(frozen=True, slots=True)
+class DiskPlace:
+    """Where blocks outlive the engine, and how much they may take."""
+
+    folder: Path
+    budget_bytes: int
+
+
+def load_serving(path: Path, context: int | None, threads: int | None, disk: DiskPlace | None = None) -> Serving:
     """Load a model file and start its engine; `threads` None computes with all physical cores. Raises ModelFileError."""
     _set_threads(threads)
     model = load(path)
@@ -204,7 +217,18 @@ def load_serving(path: Path, context: int | None, threads: int | None) -> Servin
     wanted = KV_CONTEXTS * limit
     room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_block(model.config, BLOCK_TOKENS)
     blocks = max(1, min(-(-wanted // BLOCK_TOKENS), room))
-    return Serving(model, KVCache.allocate(model.config, blocks, BLOCK_TOKENS), limit)
+    kv = KVCache.allocate(model.config, blocks, BLOCK_TOKENS)
+    return Serving(model, kv, limit, open_disk(model, kv, disk) if disk else None)
+
+
+def open_disk(model: Model, kv: KVCache, place: DiskPlace) -> DiskTier | None:
+    """None, with a line in the log, when the folder cannot be used: then contexts are computed again after a restart."""
+    try:
+        space = space_of(model.fingerprint, kv.layout)
+        return DiskTier(place.folder, space, kv.block_size, kv.block_bytes, place.budget_bytes)
+    except OSError as error:
+        log.warning("no context is kept on disk: %s; choose another --kv-dir", error)
+        return None
 
 
 def _set_threads(threads: int | None) -> None:

@@ -54,6 +54,9 @@ class EngineOptions:
     context: int = 0
     threads: int = 0
     idle_s: float = 900.0
+    kv_dir: Path | None = None
+    """Where computed contexts outlive the engine; None keeps them in its memory alone."""
+    kv_disk_bytes: int = 0
 
     @property
     def name(self) -> str:
@@ -66,6 +69,10 @@ class EngineOptions:
             arguments += ["--context", str(self.context)]
         if self.threads:
             arguments += ["--threads", str(self.threads)]
+        if self.kv_dir:
+            arguments += ["--kv-dir", str(self.kv_dir)]
+            if self.kv_disk_bytes:
+                arguments += ["--kv-disk-budget", str(self.kv_disk_bytes)]
         return arguments
 
     @property
@@ -73,6 +80,7 @@ class EngineOptions:
         """A short name for these options; a changed model file is another engine, and so is one of another kcode."""
         found = self.model.stat()
         identity = [kcode.__version__, str(self.model.resolve()), found.st_size, found.st_mtime_ns, self.context, self.threads]
+        identity += [str(self.kv_dir or ""), self.kv_disk_bytes]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 

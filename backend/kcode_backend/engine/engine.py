@@ -22,12 +22,19 @@ from kcode_backend.engine.sequence import Sequence
 from kcode_backend.engine.speculative import MAX_DRAFT, Draft, RowCost, best_length
 from kcode_backend.errors import BackendError, OutOfContext
 from kcode_backend.kv.cache import KVCache
+from kcode_backend.kv.disk import DiskTier
 from kcode_backend.kv.pool import BlockPool
 from kcode_backend.kv.prefix import PrefixIndex
 from kcode_backend.kv.table import BlockTable
+from kcode_backend.kv.tiers import Arrival, TierCounters, Tiers
 from kcode_backend.models.model import Model
 
 log = logging.getLogger(__name__)
+
+STORED_PER_STEP = 8
+"""Blocks copied out for the disk tier between two passes: some milliseconds, and more than a pass computes on most machines."""
+CLOSE_S = 3.0
+"""How long the end may take to bring the last blocks to disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +53,7 @@ class _Stop:
     pass
 
 
-_Command = _Submit | _Cancel | _Stop
+_Command = _Submit | _Cancel | _Stop | Arrival
 
 
 @dataclass(slots=True)
@@ -66,28 +73,35 @@ class Counters:
     """Time of whole steps, scheduling and sampling included."""
     steps: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS_S))
     """Seconds of whole steps."""
+    tiers: TierCounters = field(default_factory=TierCounters)
 
 
 class Engine:
     """One model. `submit`, `cancel` and `close` may be called from any thread; the work is done by the engine's own."""
 
-    def __init__(self, model: Model, kv: KVCache, context_limit: int, cost: RowCost | None = None) -> None:
+    def __init__(
+        self, model: Model, kv: KVCache, context_limit: int, cost: RowCost | None = None, disk: DiskTier | None = None
+    ) -> None:
         """`context_limit` bounds prompt and answer of one request; it is lowered to what the cache holds.
 
         `cost` is what is known of this machine's rows, by default nothing.
+        With `disk` computed blocks are kept there and found again by later engines; the engine closes it.
         """
         self.context_limit = min(context_limit, kv.blocks * kv.block_size)
         self.fingerprint = model.fingerprint
         self.pool = BlockPool(kv.blocks, PrefixIndex(model.fingerprint))
-        self.counters = Counters()
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._tiers = Tiers(self.pool, kv, disk, self._commands.put)
+        self.counters = Counters(tiers=self._tiers.counters)
         self._kv = kv
         self._runner = Runner(model, kv)
-        self._scheduler = Scheduler(self.pool)
+        self._scheduler = Scheduler(self.pool, self._tiers)
         self._pace = Pace()
         self._cost = cost or RowCost()
         self._tickets = itertools.count()
         self._running: dict[int, Sequence] = {}
-        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._idle = True
+        """Nothing can be computed before the next command."""
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
 
@@ -130,23 +144,28 @@ class Engine:
     def _work(self) -> None:
         while not self._closing:
             self._take_commands()
-            if self._closing or not self._running:
-                continue
-            try:
-                self._step()
-            except Exception:
-                log.exception("a pass failed; all running requests are ended")
-                self._fail_all("the engine failed while computing; its log has the details")
+            if self._running and not self._closing:
+                try:
+                    self._step()
+                except Exception:
+                    log.exception("a pass failed; all running requests are ended")
+                    self._fail_all("the engine failed while computing; its log has the details")
+            self._tiers.store(STORED_PER_STEP)
+        for sequence in self._running.values():
+            # What it has computed is cached and goes to disk.
+            self._scheduler.remove(sequence)
+        self._running.clear()
+        self._tiers.close(CLOSE_S)
 
     def _take_commands(self) -> None:
-        """Act on all commands at hand; wait for one while there is nothing to compute."""
-        wait = not self._running
+        """Act on all commands at hand; wait for one while there is nothing to compute and nothing to store."""
+        wait = self._idle or not self._running
         while True:
             try:
-                command = self._commands.get(block=wait)
+                command = self._commands.get(wait, self._tiers.wait_s if wait else None)
             except queue.Empty:
                 return
-            wait = False
+            wait, self._idle = False, False
             match command:
                 case _Submit(ticket, generation):
                     sequence = Sequence(generation, ticket, BlockTable(self.pool, self._kv.block_size))
@@ -157,16 +176,31 @@ class Engine:
                     sequence = self._running.pop(ticket, None)
                     if sequence is not None:
                         self._scheduler.remove(sequence)
+                case Arrival():
+                    self._arrive(command)
                 case _Stop():
                     self._closing = True
                     return
+
+    def _arrive(self, arrival: Arrival) -> None:
+        sequence = self._running.get(arrival.fetch.ticket)
+        if sequence is None or sequence.fetch is not arrival.fetch:
+            self._tiers.dismissed(arrival)
+            return
+        sequence.computed = self._tiers.arrived(arrival, sequence.table, sequence.ids, sequence.computed, sequence.reusable)
+        if sequence.first_token_s is None:
+            total = len(sequence.generation.prompt)
+            sequence.generation.sink(Prefilled(min(sequence.computed, total), total, sequence.cached))
 
     def _step(self) -> None:
         begun = time.monotonic()
         decoding = any(sequence.decoding for sequence in self._scheduler.sequences)
         drafts = self._drafts() if decoding else {}
         step = self._scheduler.plan(self._pace.budget(decoding), {sequence: draft.tokens for sequence, draft in drafts.items()})
-        assert step.spans, "the scheduler found nothing to compute although requests are running"
+        if not step.spans:
+            assert any(sequence.fetch for sequence in self._running.values()), "the scheduler found nothing to compute"
+            self._idle = True
+            return
         prompt_tokens = sum(span.count for span in step.spans if not span.sequence.decoding)
         started = time.monotonic()
         outputs = self._runner.run(step)
@@ -333,6 +367,7 @@ class Engine:
             completion_tokens=len(sequence.ids) - prompt,
             prefill_s=first - sequence.started_s,
             decode_s=now - first,
+            disk_tokens=sequence.from_disk,
         )
 
     def _finish(self, sequence: Sequence, event: Event) -> None:

@@ -118,6 +118,8 @@ class Finished:
     """From the start of the request to its first sampled token, waiting included."""
     decode_s: float
     """From the first sampled token to the last."""
+    disk_tokens: int = 0
+    """Those of the cached tokens that came from disk."""
 
 
 @dataclass(frozen=True, slots=True)

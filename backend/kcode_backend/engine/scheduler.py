@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kcode_backend.engine.sequence import Sequence
 from kcode_backend.kv.pool import BlockPool
 from kcode_backend.kv.table import BlockCopy
+from kcode_backend.kv.tiers import Tiers
 
 MAX_SEQUENCES = 64
 """Requests computed in one pass; more wait."""
@@ -45,7 +46,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass: first the copies in order, then all spans together."""
+    """One forward pass: first the copies in order, then all spans together. Without spans there is nothing to compute yet."""
 
     copies: tuple[BlockCopy, ...]
     spans: tuple[Span, ...]
@@ -59,8 +60,9 @@ class Scheduler:
     is longer than the pool: the caller refuses those.
     """
 
-    def __init__(self, pool: BlockPool) -> None:
+    def __init__(self, pool: BlockPool, tiers: Tiers) -> None:
         self._pool = pool
+        self._tiers = tiers
         self.sequences: list[Sequence] = []
         """All requests under way, in `order`."""
         self._preempted: set[Sequence] = set()
@@ -75,7 +77,7 @@ class Scheduler:
         self._release(sequence)
 
     def plan(self, budget: int, drafts: Mapping[Sequence, tuple[int, ...]] = NO_DRAFTS) -> Step:
-        """The next pass, with at most `budget` tokens of prompts; empty only when there are no sequences.
+        """The next pass, with at most `budget` tokens of prompts; empty without sequences or while one waits for the disk.
 
         A draft takes blocks that nobody uses, never another sequence's: without them it is left out.
         """
@@ -114,18 +116,34 @@ class Scheduler:
     def _prompt_span(self, sequence: Sequence, budget: int, copies: list[BlockCopy]) -> Span | None:
         last = sequence.reusable
         if not sequence.attached:
-            if sequence is not self.sequences[0] and sequence.table.missing(len(sequence.ids)) > self._pool.available:
+            if not self._attach(sequence, last, copies):
                 return None
-            sequence.computed, copy = sequence.table.attach(sequence.ids, last)
-            sequence.attached = True
-            if copy:
-                copies.append(copy)
         else:
             sequence.computed = sequence.table.extend(sequence.ids, sequence.computed, last)
         count = min(budget, sequence.pending)
         if not self._make_room(sequence, sequence.computed + count):
             return None
         return Span(sequence, count)
+
+    def _attach(self, sequence: Sequence, last: int, copies: list[BlockCopy]) -> bool:
+        """Take over what is cached in memory, then what is on disk; False while the sequence has to wait."""
+        table = sequence.table
+        if sequence.fetch is None:
+            if sequence is not self.sequences[0] and table.missing(len(sequence.ids)) > self._pool.available:
+                return False
+            sequence.computed = table.extend(sequence.ids, 0, last)
+            sequence.fetch = self._tiers.fetch(table, sequence.ids, sequence.computed, last, sequence.arrival)
+        if sequence.fetch and not sequence.fetch.over:
+            return False
+        full = sequence.computed
+        sequence.computed, copy = table.attach(sequence.ids, full, last)
+        sequence.attached = True
+        if copy:
+            copies.append(copy)
+        if sequence.fetch:
+            sequence.fetched += self._tiers.ended(sequence.fetch, copy, sequence.computed - full)
+            sequence.fetch = None
+        return True
 
     def _make_room(self, sequence: Sequence, tokens: int) -> bool:
         """Have blocks for `tokens` tokens, at the cost of sequences later in order; False when the sequence has to wait."""
@@ -143,6 +161,11 @@ class Scheduler:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
+        if sequence.fetch:
+            sequence.fetch.cancel()
+            sequence.fetch = None
+        if sequence.attached:
+            self._tiers.used(sequence.table)
         sequence.table.close(sequence.ids, sequence.computed)
         sequence.computed = 0
         sequence.attached = False

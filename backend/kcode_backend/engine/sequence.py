@@ -11,6 +11,7 @@ import numpy as np
 from kcode_backend.engine.request import CERTAIN, Generation, Likelihood
 from kcode_backend.engine.speculative import Drafter
 from kcode_backend.kv.table import BlockTable
+from kcode_backend.kv.tiers import Fetch
 
 DECODE_TOKENS = 32
 """A sequence with more new tokens than this (after a long forced text) is computed in chunks like a prompt."""
@@ -29,6 +30,10 @@ class Sequence:
     """Prompt tokens computed for this request; after a preemption some are computed twice."""
     attached: bool = False
     """The table holds blocks (or an empty match); False while waiting and after preemption."""
+    fetch: Fetch | None = None
+    """Blocks on their way from disk; the sequence waits for them before it is attached."""
+    fetched: int = 0
+    """Tokens that came from disk."""
     sampled: int = 0
     """Tokens drawn by the sampler, which fixes the state of the random numbers."""
     started_s: float = field(default_factory=time.monotonic)
@@ -78,6 +83,11 @@ class Sequence:
     def cached(self) -> int:
         """Tokens of the prompt that are in the cache and were not computed for this request."""
         return max(0, min(self.computed, len(self.generation.prompt)) - self.worked)
+
+    @property
+    def from_disk(self) -> int:
+        """Tokens among the cached ones that came from disk for this request."""
+        return min(self.fetched, self.cached)
 
     @property
     def answer(self) -> list[int]:

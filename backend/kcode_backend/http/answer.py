@@ -43,6 +43,8 @@ class Answer:
     cached_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    disk_tokens: int = 0
+    """Those of the cached tokens that came from disk."""
     prefill_s: float = 0.0
     decode_s: float = 0.0
     finish: FinishReason | None = None
@@ -74,7 +76,7 @@ class Answer:
         if rest:
             self.text.append(rest)
             deltas.append({"content": rest})
-        self.cached_tokens = event.cached_tokens
+        self.cached_tokens, self.disk_tokens = event.cached_tokens, event.disk_tokens
         self.prefill_s, self.decode_s = event.prefill_s, event.decode_s
         self.finish = self._reason(event.reason)
         return deltas

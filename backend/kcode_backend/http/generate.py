@@ -185,11 +185,14 @@ class Completion:
             self._sessions.remember(session, (*prompt, *answer.ids))
         new = len(prompt) - answer.cached_tokens
         log.info(
-            "%s session=%s prompt=%d cached=%d new=%d dropped=%d answer=%d prefill=%.1f/s decode=%.1f/s accepted=%d/%d %s",
+            "%s session=%s prompt=%d cached=%d (memory %d, disk %d) new=%d dropped=%d answer=%d prefill=%.1f/s decode=%.1f/s "
+            "accepted=%d/%d %s",
             self.id,
             session or "-",
             len(prompt),
             answer.cached_tokens,
+            answer.cached_tokens - answer.disk_tokens,
+            answer.disk_tokens,
             new,
             dropped,
             len(answer.ids),

@@ -79,6 +79,7 @@ def _outcomes(counts: RequestCounts) -> list[tuple[str, float]]:
 
 def _engine_lines(engine: Engine) -> list[str]:
     counters, pool, waiting = engine.counters, engine.pool, engine.waiting
+    tiers = counters.tiers
     simple = [
         ("kcode_sequences_running", "gauge", "Answers being computed.", max(0, engine.running - waiting)),
         ("kcode_sequences_waiting", "gauge", "Answers that wait for room in the cache or for their turn.", waiting),
@@ -94,6 +95,10 @@ def _engine_lines(engine: Engine) -> list[str]:
         ("kcode_tokens_accepted_total", "counter", "Drafted tokens that were drawn.", counters.accepted_tokens),
         ("kcode_model_seconds_total", "counter", "Time inside forward passes.", counters.model_s),
         ("kcode_busy_seconds_total", "counter", "Time of whole steps, scheduling and sampling included.", counters.busy_s),
+        ("kcode_blocks_stored_total", "counter", "Blocks handed to the disk tier.", tiers.stored_blocks),
+        ("kcode_blocks_dropped_total", "counter", "Blocks evicted before they could be.", tiers.dropped_blocks),
+        ("kcode_blocks_fetched_total", "counter", "Blocks that came back from disk.", tiers.fetched_blocks),
+        ("kcode_tokens_fetched_total", "counter", "Tokens of prompts that did.", tiers.fetched_tokens),
         ("kcode_blocks", "gauge", "Blocks of the cache.", pool.blocks),
         ("kcode_blocks_free", "gauge", "Blocks that hold nothing.", pool.free),
         ("kcode_blocks_cached", "gauge", "Blocks that nobody uses and that may be found again.", pool.cached),

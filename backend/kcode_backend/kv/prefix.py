@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 HASH_BYTES = 16
+ENTERED = 1 << 16
+"""Blocks remembered as new; older ones are forgotten, since a block that nobody copied for so long is dropped anyway."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,8 @@ class PrefixIndex:
         """The hash of the empty context."""
         self._entries: dict[int, Entry] = {}
         self._children: dict[bytes, dict[tuple[int, ...], int]] = {}
+        self.entered: deque[int] = deque(maxlen=ENTERED)
+        """Blocks in the order in which they entered; whoever keeps copies of them takes them from here."""
 
     def __contains__(self, block: int) -> bool:
         return block in self._entries
@@ -49,7 +54,7 @@ class PrefixIndex:
         """The block after `parent` that shares the longest beginning with `tokens`, and how many tokens of it (at least 1)."""
         best: tuple[int, int] | None = None
         for held, block in self._children.get(parent, {}).items():
-            shared = _common(held, tokens)
+            shared = common(held, tokens)
             if shared > (best[1] if best else 0):
                 best = (block, shared)
         return best
@@ -61,7 +66,12 @@ class PrefixIndex:
             return False
         siblings[tokens] = block
         self._entries[block] = Entry(parent, tokens, chain(parent, tokens))
+        self.entered.append(block)
         return True
+
+    def following(self, parent: bytes) -> set[bytes]:
+        """What contexts the blocks after `parent` end with."""
+        return {self._entries[block].chain for block in self._children.get(parent, {}).values()}
 
     def forget(self, block: int) -> None:
         """Drop a block; blocks after it become unreachable until the same tokens are computed again."""
@@ -82,7 +92,8 @@ def chain(parent: bytes, tokens: Sequence[int]) -> bytes:
     return hashlib.blake2b(array("q", tokens).tobytes(), key=parent, digest_size=HASH_BYTES).digest()
 
 
-def _common(held: Sequence[int], tokens: Sequence[int]) -> int:
+def common(held: Sequence[int], tokens: Sequence[int]) -> int:
+    """The length of the longest beginning that both have."""
     count = 0
     for left, right in zip(held, tokens, strict=False):
         if left != right:

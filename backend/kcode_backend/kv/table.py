@@ -29,13 +29,20 @@ class BlockTable:
         self._published = 0
         self._parent = pool.index.root
 
-    def attach(self, ids: Sequence[int], limit: int) -> tuple[int, BlockCopy | None]:
-        """Take over what is cached of the first `limit` ids: how many tokens, and the copy that a partial last block needs.
+    @property
+    def chain(self) -> bytes:
+        """The hash of the full published blocks: the context that the next block continues."""
+        return self._parent
 
-        The table must be empty. At least the last token of a prompt has to be computed for its logits: pass len(ids) - 1.
+    def attach(self, ids: Sequence[int], computed: int, limit: int) -> tuple[int, BlockCopy | None]:
+        """Take over what else is cached of the first `limit` ids: the new computed count, and the copy that a partial last
+        block needs.
+
+        The table must hold full cached blocks alone, as a new one and one after `extend` do. At least the last token of a
+        prompt has to be computed for its logits: pass len(ids) - 1.
         """
-        assert not self.blocks, "only an empty table can be attached"
-        count = self.extend(ids, 0, limit)
+        count = self.extend(ids, computed, limit)
+        assert count == len(self.blocks) * self._block_tokens, "only a table of full blocks can be attached"
         partial = self._pool.index.longest(self._parent, ids[count : min(limit, count + self._block_tokens)])
         if partial is None:
             return count, None

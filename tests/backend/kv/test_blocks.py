@@ -41,7 +41,7 @@ class World:
 
     def start(self, ids: list[int]) -> Run:
         table = BlockTable(self.pool, SIZE)
-        computed, copy = table.attach(ids, len(ids) - 1)
+        computed, copy = table.attach(ids, 0, len(ids) - 1)
         if copy:
             self.memory.copy(copy)
         run = Run(list(ids), table, computed)
