@@ -131,6 +131,11 @@ class ChatModel(Protocol):
         """Tokens of prompt and answer together; None when the server does not say."""
         ...
 
+    @property
+    def binds_answers(self) -> bool:
+        """Whether a request may carry a grammar and a prefix."""
+        ...
+
     async def start(self) -> None:
         """Make the model ready (start or find the engine). Raises StartError; idempotent."""
         ...

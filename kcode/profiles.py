@@ -38,7 +38,7 @@ STANDARD = Profile(
 
 SMALL = Profile(
     name="small",
-    tools=("read", "grep", "rewrite_function", "str_replace", "run_tests", "finish"),
+    tools=("read", "grep", "rewrite_function", "str_replace", "create", "run_tests"),
     edit_tool="rewrite_function",
     prompt="small",
     limits=Limits(steps=40, answer_tokens=2048),

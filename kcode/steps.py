@@ -128,7 +128,7 @@ class Ask:
 
     `grammar`, `prefix`, `stop`, `draft` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every
     step, because they stand at the head of the prompt; bind what a call may hold with `grammar` instead. A driver that makes all
-    calls itself offers none, in all of its steps.
+    calls itself offers none, in all of its steps. What is asked `silent` is not streamed to the person: it is no answer to them.
     """
 
     tool_choice: str = "auto"
@@ -138,6 +138,7 @@ class Ask:
     sampling: Sampling | None = None
     offer_tools: bool = True
     draft: str = ""
+    silent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +272,7 @@ class Steps:
             session_id=self._session_id,
         )
         started = time.monotonic()
-        completed = await self._stream(request, started)
+        completed = await self._stream(request, started, silent=how.silent)
         self.usage += completed.usage
         self._journal.add(completed.message, completed.usage)
         self._open = {call.id: call for call in completed.message.calls}
@@ -364,14 +365,15 @@ class Steps:
         wanted = sampling.max_tokens or limits.answer_tokens
         return replace(sampling, max_tokens=left if wanted is None else min(left, wanted))
 
-    async def _stream(self, request: ModelRequest, started: float) -> Completed:
+    async def _stream(self, request: ModelRequest, started: float, *, silent: bool) -> Completed:
         partial = _Partial()
         try:
             async with aclosing(self.model.stream(request)) as events:
                 async for event in events:
                     if isinstance(event, Completed):
                         return event
-                    self._relay(event, partial, started)
+                    if not silent or isinstance(event, PrefillProgress):
+                        self._relay(event, partial, started)
         except asyncio.CancelledError:
             message = partial.message()
             if message is not None:

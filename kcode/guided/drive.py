@@ -1,8 +1,8 @@
-"""The driver of small models: kcode finds the failing tests and the suspects, the model supplies the repair, tests judge it.
+"""The driver of small models: kcode finds out what is wanted and where, the model supplies the text, tests judge it.
 
 A turn about failing tests goes: run the tests; choose suspects; try repairs one after another, the likeliest first, each from the
 same clean tree; stop when the tests pass. Repairs come from the model's surprise (surprise.py) and from rewrites of a suspect
-(rewrite.py). A turn without a failing test is an ordinary turn of the free loop.
+(rewrite.py). A question is answered from what the workspace shows (talk.py), and any other task is a change (change.py).
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from dataclasses import dataclass
 
 from kcode.errors import EngineDied, ModelError
 from kcode.guided import rewrite
+from kcode.guided.change import Change
 from kcode.guided.goal import Goal, choose, named_target
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
+from kcode.guided.talk import answer, is_task, names_code, tells_of_failure, tells_of_mistake
+from kcode.guided.trial import FIRST_TIMEOUT_S, clean, forget_reads, last_report, run_tests, timeout_after
 from kcode.loop import work
 from kcode.model import TextModel, Usage
 from kcode.repomap import load_sources
 from kcode.steps import Ending, Steps
-from kcode.tools.rewrite_function import RewriteFunctionTool
-from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.testing.report import TestReport
 from kcode_sandbox.sandbox import Sandbox
 
 MAX_ATTEMPTS = 8
 MAX_SUSPECTS = 3
 REWRITES_PER_SUSPECT = 3
-FIRST_TIMEOUT_S = 300
-MIN_TIMEOUT_S = 20
 RESAMPLES = 2
 # A surprise worth a test run before anything else is tried, and how many of these a suspect gets.
 CLEAR_GAIN = 1.0
@@ -56,15 +55,31 @@ class Guided:
 
     async def drive(self, steps: Steps, text: str) -> Ending:
         self.attempts = 0
-        goal = await self._goal(steps, text)
-        if goal is None:
+        if not steps.model.binds_answers:
+            steps.notice("warning", f"{steps.model.name} cannot be bound to what exists; it works freely")
             return await work(steps, text)
+        if not tells_of_failure(text) and not await is_task(steps, text, self.seed):
+            return await answer(steps, self.sandbox, text)
+        goal = await self._goal(steps, text) if tells_of_mistake(text) else None
+        if goal is not None:
+            return await self._repair(steps, text, goal)
+        before = last_report(steps) if tells_of_mistake(text) else await run_tests(steps, FIRST_TIMEOUT_S)
+        if before is not None and before.ok and tells_of_failure(text) and not await names_code(self.sandbox, text):
+            reason = f"no test fails ({before.counts}), and the message names nothing else to change"
+            return Ending("limit", reason, f"Not done: {reason}.")
+        return await Change(steps, self.sandbox, self.seed, text, before).carry_out()
+
+    async def _repair(self, steps: Steps, text: str, goal: Goal) -> Ending:
+        """Reach the goal, or leave everything as it is."""
         files = await load_sources(self.sandbox, words_of(text))
-        self._forget_reads(steps)
+        forget_reads(steps)
         suspects = find_suspects(files, text, goal.wanted, MAX_SUSPECTS)
         if not suspects:
-            steps.notice("info", "no function stands out as the cause; the model works freely")
-            return await self._free(steps, text, goal)
+            steps.notice("info", "no function stands out as the cause; the model chooses where to change something")
+            before = goal.before
+            if goal.known is None and (whole := await run_tests(steps, FIRST_TIMEOUT_S)) is not None:
+                goal, before = goal.knowing(whole), whole
+            return await Change(steps, self.sandbox, self.seed, text, before, goal).carry_out()
         steps.notice("info", f"suspected: {', '.join(suspect.label for suspect in suspects)}")
         snapshot = await steps.snapshot()
         steps.say(rewrite.brief(text, goal.essential.text(rewrite.MAX_FAILING_CHARS), suspects))
@@ -83,20 +98,20 @@ class Guided:
                         if after is not None:
                             fixed = Ending("finished", "the tests pass", success(repair, goal, after), self.attempts)
                             return fixed
-                    await self._clean(steps, snapshot)
+                    await clean(steps, snapshot)
                     steps.rewind(mark)
                     steps.take_steering()
         finally:
             # An interrupt or a limit may come while a repair is being tested: what no test has judged does not stay.
             if fixed is None:
-                await self._clean(steps, snapshot)
+                await clean(steps, snapshot)
         reason = f"{self.attempts} repairs were tried and none made the tests pass; the files are as they were"
         return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {goal.before.counts}.", self.attempts)
 
     async def _goal(self, steps: Steps, text: str) -> Goal | None:
         """What must pass; None when no test fails. A test that the task names is run alone, before all of them are."""
         for target in (named_target(text), ""):
-            report = await self._test(steps, FIRST_TIMEOUT_S, target)
+            report = await run_tests(steps, FIRST_TIMEOUT_S, target)
             if report is None:
                 return None
             if report.failing and not report.ok:
@@ -105,55 +120,27 @@ class Guided:
                 return None
         return None
 
-    async def _free(self, steps: Steps, text: str, goal: Goal) -> Ending:
-        """The free loop on failing tests; they have the last word on whether it is finished."""
-        ending = await work(steps, text)
-        after = await self._test(steps, FIRST_TIMEOUT_S)
-        if ending.status != "finished" or after is None or goal.met(after):
-            return ending
-        return Ending("limit", f"the model stopped, but tests still fail: {after.counts}", ending.result)
-
-    async def _clean(self, steps: Steps, snapshot: str) -> None:
-        await steps.restore(snapshot)
-        self._forget_reads(steps)
-
-    @staticmethod
-    def _forget_reads(steps: Steps) -> None:
-        """The files are not those the tools last saw: the driver has just read them anew, or restored them itself."""
-        for tool in steps.tools:
-            if isinstance(tool, RewriteFunctionTool):
-                tool.files.forget()
-
     async def _apply(self, steps: Steps, repair: Repair) -> bool:
         arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}
         called = await steps.run("rewrite_function", arguments, text=repair.why)
         return not called.result.is_error
 
-    async def _judge(self, steps: Steps, goal: Goal, clean: str) -> tuple[Goal, TestReport | None]:
-        """Test the tree as it is; the report when the goal is met. The goal knows more when `clean` had to be tested as well."""
+    async def _judge(self, steps: Steps, goal: Goal, untouched: str) -> tuple[Goal, TestReport | None]:
+        """Test the tree as it is; the report when the goal is met. It knows more when `untouched` was tested as well."""
         self.attempts += 1
-        timeout_s = FIRST_TIMEOUT_S if goal.known is None else max(MIN_TIMEOUT_S, int(goal.before.duration_s * 3) + 10)
+        timeout_s = FIRST_TIMEOUT_S if goal.known is None else timeout_after(goal.before)
         if goal.quick:
-            report = await self._test(steps, timeout_s, goal.quick, recorded=True)
+            report = await run_tests(steps, timeout_s, goal.quick, recorded=True)
             if report is None or goal.refused_by(report):
                 return goal, None
-        report = await self._test(steps, timeout_s, recorded=True)
+        report = await run_tests(steps, timeout_s, recorded=True)
         if report is not None and goal.known is None and goal.broken(report):
             repaired = await steps.snapshot()
-            await self._clean(steps, clean)
-            first = await self._test(steps, timeout_s)
-            await self._clean(steps, repaired)
+            await clean(steps, untouched)
+            first = await run_tests(steps, timeout_s)
+            await clean(steps, repaired)
             goal = goal if first is None else goal.knowing(first)
         return goal, report if report is not None and goal.met(report) else None
-
-    async def _test(self, steps: Steps, timeout_s: int, target: str = "", *, recorded: bool = False) -> TestReport | None:
-        """Run the project's tests, or `target` of them; None when the profile has no such tool."""
-        tool = next((tool for tool in steps.tools if isinstance(tool, RunTestsTool)), None)
-        if tool is None:
-            return None
-        call = steps.run if recorded else steps.probe
-        await call("run_tests", {"timeout_s": timeout_s} | ({"target": target} if target else {}))
-        return tool.last_report
 
     async def _repairs(self, steps: Steps, suspects: list[Suspect]) -> AsyncGenerator[Repair, None]:
         """Repairs to try, at most MAX_ATTEMPTS: each suspect's clear surprises, then rewrites and weaker surprises in turn.

@@ -88,6 +88,10 @@ class HttpModel:
     def context_limit(self) -> int | None:
         return self._limit
 
+    @property
+    def binds_answers(self) -> bool:
+        return False
+
     async def start(self) -> None:
         if self._started:
             return

@@ -147,6 +147,10 @@ class LocalModel:
         """Of the engine this object started; None when it found one or has not started."""
         return self._process.pid if self._process is not None else None
 
+    @property
+    def binds_answers(self) -> bool:
+        return True
+
     async def start(self) -> None:
         # Several of a session's requests may find at once that the engine is gone; one of them starts it.
         async with self._starting:

@@ -99,6 +99,10 @@ class ScriptedModel:
     def context_limit(self) -> int | None:
         return self._script.context_limit
 
+    @property
+    def binds_answers(self) -> bool:
+        return True
+
     async def start(self) -> None:
         return
 

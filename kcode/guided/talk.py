@@ -1,0 +1,66 @@
+"""What a message wants, and the answer to one that wants only words."""
+
+from __future__ import annotations
+
+import re
+
+from kcode.guided.choice import choose, preferences
+from kcode.guided.relevance import seed_text
+from kcode.guided.suspects import words_of
+from kcode.repomap import TEST_PATH, is_mentioned, load_sources
+from kcode.steps import Ask, Ending, Steps
+from kcode_prompts.prompt import load
+from kcode_sandbox.sandbox import Sandbox
+
+FAILURE = re.compile(r"\b(?:fail(?:s|ed|ing|ure|ures)?|broken)\b|(?:^|[\s/])test_\w+|\.test\.", re.IGNORECASE)
+MISTAKE = re.compile(r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE)
+# What is read before a short answer; reading takes longer than answering.
+SHOWN_CHARS = 3000
+TASK, QUESTION = "task", "question"
+# By so much (natural logarithm) a task must be likelier: files are not touched on a mere suspicion that they should be.
+CLEAR_MARGIN = 0.7
+WHAT = "What is the last message: a question (also a greeting or thanks), or a task that changes the code?"
+
+
+def tells_of_failure(text: str) -> bool:
+    """Whether the message is surely about failing tests, so that they can be run at once; a question may not be."""
+    return "?" not in text and FAILURE.search(text) is not None
+
+
+def tells_of_mistake(text: str) -> bool:
+    """Whether the message wants something repaired, as failing tests would show."""
+    return FAILURE.search(text) is not None or MISTAKE.search(text) is not None
+
+
+async def is_task(steps: Steps, text: str, seed: int) -> bool:
+    """Whether the model takes the message for a task rather than a question or small talk."""
+    task = " ".join(text.split())
+    margins = await preferences(steps, load("guided/intent", task=task), (TASK, QUESTION))
+    if margins is not None:
+        return margins[0] - margins[1] > CLEAR_MARGIN
+    question = load("guided/choose", question=f"{WHAT}\n\n{task}", alternatives=f"{QUESTION}\n{TASK}")
+    return await choose(steps, question, (QUESTION, TASK), seed) == TASK
+
+
+async def names_code(sandbox: Sandbox, text: str) -> bool:
+    """Whether the message names a function, class or file of the workspace besides its tests."""
+    mentioned = words_of(text)
+    files = [file for file in await load_sources(sandbox, mentioned) if not TEST_PATH.search(file.path)]
+    return any(is_mentioned(file.path, mentioned) or any(symbol.name in mentioned for symbol in file.symbols) for file in files)
+
+
+async def answer(steps: Steps, sandbox: Sandbox, text: str) -> Ending:
+    """Answer in words, from the files the message is about; nothing is run and nothing changed."""
+    files = await load_sources(sandbox, words_of(text))
+    told = "\n\n".join(message.text for message in steps.messages)
+    steps.say(load("guided/answer", files=seed_text(files, text, told, SHOWN_CHARS), task=text))
+    while True:
+        finished = await steps.ask(Ask(offer_tools=False))
+        said = finished.message.text.strip()
+        if steps.take_steering():
+            continue
+        if not said:
+            return Ending("error", "the model gave an empty answer")
+        if finished.finish == "length":
+            return Ending("limit", f"the answer was cut off at {finished.usage.completion_tokens} tokens", said)
+        return Ending("finished", "the model answered", said)
