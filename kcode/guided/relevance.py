@@ -17,7 +17,7 @@ FILE_WEIGHT = 20.0
 # A word of the request in a function's name says more than the same word in its text.
 NAME_SHARE = 3.0
 MAX_CLASS_LINES = 60
-MAP_CHARS = 1200
+MAP_CHARS = 800
 MIN_PART_CHARS = 200
 PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 CODE_WORD = re.compile(r"`([A-Za-z_$][\w$]*)(?:\([^`]*\))?`|\b([A-Za-z_$][\w$]*)\(|\b([a-z]\w*_\w+|[a-z]+[A-Z]\w*|__\w+__)\b")
@@ -76,17 +76,21 @@ def source_of(file: SourceFile, symbol: Symbol) -> str:
 
 
 def seed_text(files: Sequence[SourceFile], request: str, told: str, max_chars: int) -> str:
-    """For the model: the repository's map, then the files the request is about or what matters of them.
+    """For the model: the files the request is about or what matters of them, before them a map of the others.
 
-    What stands in `told` as it is now is not told again, and of files that share no word with the request only the map tells.
+    What stands in `told` as it is now is not told again. Of files that share no word with the request only the map tells, and of
+    tests nothing unless it speaks of them.
     """
     ranked = relevant(files, request)
     shown: list[str] = []
+    whole: set[str] = set()
     left = max_chars
     for path in paths_by_weight(ranked):
         file = next(file for file in files if file.path == path)
         text = file.text.rstrip()
-        if len(text) > left:
+        if len(text) <= left:
+            whole.add(path)
+        else:
             text = parts_within([place for place in ranked if place.path == path], left)
         if not text:
             continue
@@ -94,9 +98,8 @@ def seed_text(files: Sequence[SourceFile], request: str, told: str, max_chars: i
         shown.append(f"{path}:\n```{language_of(path) or ''}\n{text}\n```")
         if left < MIN_PART_CHARS:
             break
-    overview = f"Files of the repository:\n{render(rank(list(files), words_of(request)), MAP_CHARS)}" if files else ""
-    if len(shown) == len(files):
-        overview = ""
+    others = [file for file in files if file.path not in whole and (not TEST_PATH.search(file.path) or "test" in request)]
+    overview = f"Files of the repository:\n{render(rank(others, words_of(request)), MAP_CHARS)}" if others else ""
     return "\n\n".join(part for part in (overview, *shown) if part and part not in told)
 
 

@@ -15,7 +15,7 @@ from kcode_sandbox.sandbox import Sandbox
 FAILURE = re.compile(r"\b(?:fail(?:s|ed|ing|ure|ures)?|broken)\b|(?:^|[\s/])test_\w+|\.test\.", re.IGNORECASE)
 MISTAKE = re.compile(r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE)
 # What is read before a short answer; reading takes longer than answering.
-SHOWN_CHARS = 3000
+SHOWN_CHARS = 2400
 TASK, QUESTION = "task", "question"
 # By so much (natural logarithm) a task must be likelier: files are not touched on a mere suspicion that they should be.
 CLEAR_MARGIN = 0.7

@@ -127,7 +127,7 @@ async def test_repair_is_told_to_the_model_as_its_own_call(begin: Begin) -> None
     (request,) = model.requests
     assert request.messages[: len(told)] == told
     (asked,) = request.messages[len(told) :]
-    assert asked.text.startswith("Files of the repository:\ncalc.py")
+    assert "calc.py\n  4-6 def add(a, b)" in asked.text
     assert "thanks" in asked.text
     assert "```" not in asked.text
 
