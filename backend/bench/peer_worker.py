@@ -5,7 +5,8 @@ Runs under the interpreter that has the engine installed and imports nothing but
     {"job": "clear"}                   forget everything
     {"job": "extend", "tokens": [..]}  evaluate these after what is cached; the cache then ends with them
     {"job": "decode", "tokens": n}     n greedy tokens after what is cached, which are forgotten again
-    {"job": "probe"}                   kcode only: bytes a second that all threads read, and what one token has to read
+    {"job": "probe"}                   kcode only: bytes a second that all threads read, what one token has to read, and
+                                       how many tokens there are
 
 Processor time is given beside the elapsed time: with one thread it stays comparable when the machine is busy with other work.
 """
@@ -78,7 +79,7 @@ class Kcode:
         """Times of prefilling what is not cached, and of decoding the tokens after the first one."""
         from queue import SimpleQueue
 
-        from kcode_backend.engine.request import Event, Finished, Generation, Sampled, SamplingParams
+        from kcode_backend.engine.request import Event, Failed, Finished, Generation, Sampled, SamplingParams
 
         engine = self._serving.engine
         before = engine.counters.model_s, engine.counters.busy_s
@@ -86,6 +87,8 @@ class Kcode:
         cpu = [time.process_time()]
         engine.submit(Generation(tuple(self._tokens), events.put, SamplingParams(temperature=0), max_tokens=answer))
         while not isinstance(event := events.get(), Finished):
+            if isinstance(event, Failed):
+                raise SystemExit(event.message)
             if isinstance(event, Sampled) and len(cpu) == 1:
                 cpu.append(time.process_time())
         cpu.append(time.process_time())
@@ -105,13 +108,18 @@ class Kcode:
             start = time.perf_counter()
             kernels.read_probe(data)
             best_s = min(best_s, time.perf_counter() - start)
-        return {"bytes_per_s": PROBE_BYTES / best_s, "token_bytes": float(self._token_bytes())}
+        return {
+            "bytes_per_s": PROBE_BYTES / best_s,
+            "token_bytes": float(self._token_bytes()),
+            "vocab": self._serving.model.config.vocab,
+        }
 
     def _token_bytes(self) -> int:
         """Weights and cache that decoding one token reads."""
         from kcode_backend.kernels.packed import PackedWeight
-        from kcode_backend.kv.cache import bytes_per_token
+        from kcode_backend.kv.cache import bytes_per_block
         from kcode_backend.layers.decoder import Decoder
+        from kcode_backend.serving import BLOCK_TOKENS
 
         model = self._serving.model
         network = model.network
@@ -121,7 +129,10 @@ class Kcode:
             for part in (block.attention, block.mlp):
                 values = (getattr(part, name) for name in type(part).__dataclass_fields__)
                 weights += [value for value in values if isinstance(value, PackedWeight)]
-        return sum(weight.nbytes for weight in weights) + len(self._tokens) * bytes_per_token(model.config)
+        return (
+            sum(weight.nbytes for weight in weights)
+            + len(self._tokens) * bytes_per_block(model.config, BLOCK_TOKENS) // BLOCK_TOKENS
+        )
 
 
 class _LlamaContext(Protocol):
@@ -176,7 +187,9 @@ class IkLlama:
         self._c = importlib.import_module("ik_llama_cpp._ctypes_api")
         make = importlib.import_module("ik_llama_cpp").IkLlama
         # Room for what is never dropped.
-        self._context = make(str(model), n_ctx=context + 1024, n_threads=threads, verbose=False)._context
+        # Kept, since it frees its context when it goes.
+        self._llama = make(str(model), n_ctx=context + 1024, n_threads=threads, verbose=False)
+        self._context = self._llama._context
         self._vocab = int(self._context.model.n_vocab)
         self._position = 0
 

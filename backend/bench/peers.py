@@ -87,8 +87,9 @@ def running(interpreters: dict[str, str], model: Path, threads: int, context: in
 
 def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer: int) -> list[list[Measured]]:
     """For each context one Measured a peer, in the order of `peers`, the first of which is kcode."""
+    vocab = int(peers[0].do("probe")["vocab"])
     for peer in peers:
-        peer.do("extend", tokens_of(WARM_UP, 1))
+        peer.do("extend", tokens_of(WARM_UP, 1, vocab))
         peer.do("decode", 4)
         peer.do("clear")
     found: list[list[Measured]] = []
@@ -97,7 +98,7 @@ def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer:
     for context in sorted(contexts):
         row: list[Measured] = []
         for peer in peers:
-            times = peer.do("extend", tokens_of(context, 2)[have:])
+            times = peer.do("extend", tokens_of(context, 2, vocab)[have:])
             elapsed, cpu = spent[peer.name]
             spent[peer.name] = elapsed + times["elapsed_s"], cpu + times["cpu_s"]
             row.append(Measured(peer.name, context, *spent[peer.name]))
@@ -113,9 +114,9 @@ def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer:
     return found
 
 
-def tokens_of(count: int, seed: int) -> list[int]:
-    """Ordinary token ids; a longer list begins with the shorter one."""
-    return [1000 + (seed * 7919 + place * 104729) % 50000 for place in range(count)]
+def tokens_of(count: int, seed: int, vocab: int) -> list[int]:
+    """Ordinary token ids, without the special ones at the end; a longer list begins with the shorter one."""
+    return [(seed * 7919 + place * 104729) % (vocab * 9 // 10) for place in range(count)]
 
 
 def table(found: Sequence[Sequence[Measured]], answer: int) -> list[str]:

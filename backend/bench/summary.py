@@ -104,9 +104,8 @@ def _take(row: Sequence[peers.Measured], report: Report) -> None:
             report.put(figure, other.prefill_s / ours.prefill_s, f"{context} tokens, against {other.name}")
 
 
-def measure_servers(setup: Setup, found: Interpreters, extent: Extent, report: Report) -> None:
+def measure_servers(setup: Setup, found: Interpreters, trace: AgentTrace, extent: Extent, report: Report) -> None:
     """The agent session, its resumption after a restart, and four requests at once."""
-    trace = read_trace(DEFAULT)
     folder = setup.scratch / "kv"
     with contextlib.ExitStack() as stack:
         servers: list[Server] = [stack.enter_context(contextlib.closing(start_kcode(setup, folder)))]
@@ -140,8 +139,7 @@ def _take_resumed(found: resume.Resumed, report: Report) -> None:
     report.put("resume_x_prefill", found.ratio, note)
 
 
-def measure_long_resume(setup: Setup, extent: Extent, report: Report) -> None:
-    trace = read_trace(DEFAULT)
+def measure_long_resume(setup: Setup, trace: AgentTrace, extent: Extent, report: Report) -> None:
     _take_resumed(resume.measure(setup, resume.session_of(trace, extent.resume_tokens), trace.tools), report)
 
 
@@ -154,18 +152,22 @@ def main() -> None:
     )
     parser.add_argument("--ik", metavar="PYTHON", help="interpreter with ik-llama-cpp-python")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--no-install", action="store_true", help="go without the engines that are not there")
+    parser.add_argument("--trace", type=Path, default=DEFAULT)
     given = parser.parse_args()
     end_with_children()
     extent = FULL if given.full else SHORT
-    found = find_peers(given.llama, given.ik, install=True)
+    found = find_peers(given.llama, given.ik, install=not given.no_install)
+    trace = read_trace(given.trace)
     report = Report()
     with tempfile.TemporaryDirectory(prefix="kcode-bench-") as scratch:
         setup = Setup(given.model, CONTEXT, given.threads, Path(scratch))
         measure_engines(setup, found, extent, report)
-        measure_servers(setup, found, extent, report)
+        measure_servers(setup, found, trace, extent, report)
         if extent.resume_tokens:
             (Path(scratch) / "long").mkdir()
-            measure_long_resume(Setup(given.model, 32768, given.threads, Path(scratch) / "long"), extent, report)
+            long = Setup(given.model, 32768, given.threads, Path(scratch) / "long")
+            measure_long_resume(long, trace, extent, report)
     if found.llama is None:
         for figure in ("decode_x_llama", "prefill2k_x_llama", "prefill16k_x_llama", "trace_x_llama"):
             report.notes.setdefault(figure, f"llama-cpp-python: {found.missing}")
