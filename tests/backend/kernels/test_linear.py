@@ -123,6 +123,8 @@ def test_tokens_do_not_influence_each_other(quant: QuantFormat) -> None:
     together = ops.linear(x, weight)
     for token in (0, 1, 125, 126, 127, 298, 299):
         assert torch.equal(together[token : token + 1], ops.linear(x[token : token + 1], weight))
+    for tokens in range(2, 10):
+        assert torch.equal(together[:tokens], ops.linear(x[:tokens], weight))
 
 
 @pytest.mark.usefixtures("active")
