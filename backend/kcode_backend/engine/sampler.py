@@ -11,6 +11,10 @@ from kcode_backend.engine.request import Likelihood, SamplingParams
 
 _HEAD = 1024
 """Most likely tokens that are sorted first; top-p rarely needs more of a large vocabulary."""
+_RUN = 256
+_ROWS = 32
+_ROUNDING = 1e-6
+"""Relative error of sums of float32 weights, generously."""
 
 Logits = NDArray[np.float32]
 Probabilities = NDArray[np.float64]
@@ -48,6 +52,8 @@ def draw(
         )
     if params.temperature <= 0:
         return best
+    if params.top_p >= 1.0 and params.min_p <= 0.0 and not 0 < params.top_k < len(logits):
+        return _draw_any(logits, params.temperature, random)
     ids, probabilities = distribution(logits, params)
     cumulative = np.cumsum(probabilities)
     at = int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
@@ -57,7 +63,7 @@ def draw(
 def restrict(logits: Logits, mask: NDArray[np.bool_] | None, banned: Collection[int]) -> None:
     """Leave only what the mask allows, or without one all but the banned ids."""
     if mask is not None:
-        logits[~mask] = -np.inf
+        np.copyto(logits, -np.inf, where=~mask)
     elif banned:
         logits[list(banned)] = -np.inf
 
@@ -77,15 +83,25 @@ class Likelihoods:
 
 def distribution(logits: Logits, params: SamplingParams) -> tuple[Ids, Probabilities]:
     """The ids that may be drawn and their probabilities, which sum to 1, after temperature, top-k, top-p and min-p."""
-    ids = np.flatnonzero(np.isfinite(logits))
-    scaled = logits[ids].astype(np.float64) / params.temperature
-    if 0 < params.top_k < len(ids):
-        kept = np.argpartition(scaled, len(ids) - params.top_k)[len(ids) - params.top_k :]
+    top = float(logits.max())
+    total: float | None = None
+    if 0 < params.top_k < len(logits):
+        ids = _likeliest(logits, params.top_k)
+        kept = np.argpartition(logits[ids], max(0, len(ids) - params.top_k))[-params.top_k :]
         # In the order of ids, so that the result does not depend on how the partition came out.
-        kept.sort()
-        ids, scaled = ids[kept], scaled[kept]
-    weights = np.exp(scaled - scaled.max())
-    probabilities = weights / weights.sum()
+        ids = np.sort(ids[kept])
+    elif params.top_p < 1.0:
+        # Rarely more than the head is needed of a large vocabulary; of the rest the weight alone.
+        ids = _likeliest(logits, _HEAD)
+        total = float(_weights(logits, top, params.temperature).sum(dtype=np.float64))
+        if _exact_weights(logits[ids], top, params.temperature).sum() < params.top_p * total * (1 + _ROUNDING):
+            ids, total = np.flatnonzero(np.isfinite(logits)), None
+    elif params.min_p > 0.0:
+        ids = np.flatnonzero(logits >= top + params.temperature * (np.log(params.min_p) - _ROUNDING))
+    else:
+        ids = np.flatnonzero(np.isfinite(logits))
+    probabilities = _exact_weights(logits[ids], top, params.temperature)
+    probabilities /= probabilities.sum() if total is None else total
     if params.top_p < 1.0:
         kept = _nucleus(probabilities, params.top_p)
         ids, probabilities = ids[kept], probabilities[kept]
@@ -95,14 +111,41 @@ def distribution(logits: Logits, params: SamplingParams) -> tuple[Ids, Probabili
     return ids, probabilities / probabilities.sum()
 
 
+def _draw_any(logits: Logits, temperature: float, random: np.random.Generator) -> int:
+    """A token of the unfiltered distribution: a run of the vocabulary first, then a token in it, so that little is summed up."""
+    weights = _weights(logits, float(logits.max()), temperature)
+    cumulative = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _RUN)), dtype=np.float64)
+    wanted = random.random() * cumulative[-1]
+    run = min(int(np.searchsorted(cumulative, wanted, side="right")), len(cumulative) - 1)
+    inside = np.cumsum(weights[run * _RUN : (run + 1) * _RUN], dtype=np.float64)
+    at = int(np.searchsorted(inside, wanted - (cumulative[run - 1] if run else 0.0), side="right"))
+    # The sums differ by a rounding; past the end stands the last token that can be drawn at all.
+    return run * _RUN + min(at, int(np.searchsorted(inside, inside[-1])))
+
+
+def _weights(logits: Logits, top: float, temperature: float) -> Logits:
+    return np.exp((logits - np.float32(top)) * np.float32(1 / temperature))
+
+
+def _exact_weights(logits: Logits, top: float, temperature: float) -> Probabilities:
+    return np.exp((logits.astype(np.float64) - top) / temperature)
+
+
+def _likeliest(logits: Logits, count: int) -> Ids:
+    """In order, at least the `count` ids with the highest logits, and few more; all that are finite when those are fewer."""
+    columns = len(logits) // _ROWS
+    if count < columns:
+        # Each column's highest is a logit of its own, so `count` logits reach the lowest of the `count` best columns.
+        peaks = logits[: columns * _ROWS].reshape(_ROWS, columns).max(axis=0)
+        reached = np.partition(peaks, columns - count)[columns - count]
+        if np.isfinite(reached):
+            return np.flatnonzero(logits >= reached)
+    return np.flatnonzero(np.isfinite(logits))
+
+
 def _nucleus(probabilities: Probabilities, top_p: float) -> Ids:
     """Indices of the fewest most likely tokens that hold `top_p` together, most likely first."""
-    head = np.arange(len(probabilities))
-    if len(probabilities) > 2 * _HEAD:
-        likely = np.argpartition(probabilities, len(probabilities) - _HEAD)[len(probabilities) - _HEAD :]
-        if probabilities[likely].sum() >= top_p:
-            head = np.sort(likely)
-    ordered = head[np.argsort(-probabilities[head], kind="stable")]
+    ordered = np.argsort(-probabilities, kind="stable")
     count = int(np.searchsorted(np.cumsum(probabilities[ordered]), top_p)) + 1
     return ordered[:count]
 

@@ -67,6 +67,35 @@ def test_large_vocabulary_keeps_the_exact_nucleus() -> None:
         assert np.allclose(probabilities, whole[ids] / whole[ids].sum())
 
 
+@pytest.mark.parametrize(("top_k", "min_p"), [(1, 0.0), (20, 0.0), (900, 0.0), (0, 0.001), (20, 0.05)])
+def test_large_vocabulary_is_filtered_as_by_sorting_all_of_it(top_k: int, min_p: float) -> None:
+    for scale in (0.01, 4.0):
+        logits = np.random.default_rng(4).normal(0, scale, 50_003).astype(np.float32)
+        logits[::7] = -np.inf
+        ids, probabilities = distribution(logits, SamplingParams(temperature=0.7, top_k=top_k, min_p=min_p))
+        whole = softmax(logits.astype(np.float64) / 0.7)
+        if top_k:
+            whole[np.argsort(-whole, kind="stable")[top_k:]] = 0
+        whole[whole < min_p * whole.max()] = 0
+        assert ids.tolist() == np.flatnonzero(whole).tolist()
+        assert np.allclose(probabilities, whole[ids] / whole.sum())
+
+
+def test_unfiltered_draws_follow_the_distribution_over_a_large_vocabulary() -> None:
+    logits = np.random.default_rng(5).normal(0, 2, 3_001).astype(np.float32)
+    logits[100:1500] = -np.inf
+    chances = softmax(logits.astype(np.float64))
+    random = np.random.default_rng(6)
+    counts = np.zeros(len(logits))
+    for _ in range(20_000):
+        counts[draw(logits.copy(), SamplingParams(), random)] += 1
+    assert not counts[100:1500].any()
+    order = np.argsort(-chances)
+    for group in np.array_split(order, 30):
+        wanted = chances[group].sum() * 20_000
+        assert abs(counts[group].sum() - wanted) < 5 * np.sqrt(wanted) + 1
+
+
 def test_greedy_takes_the_best_and_uses_no_random_number() -> None:
     random = np.random.default_rng(1)
     before = random.bit_generator.state
