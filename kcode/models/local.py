@@ -125,6 +125,7 @@ class LocalModel:
         self._python = python
         self._process: subprocess.Popen[bytes] | None = None
         self._facts: _Facts | None = None
+        self._context_limit: int | None = None
         self._starting = asyncio.Lock()
         transport = httpx.AsyncHTTPTransport(uds=str(self._socket))
         # No timeout on reading: the engine answers /health at once, and prefilling may rightly take minutes.
@@ -136,7 +137,8 @@ class LocalModel:
 
     @property
     def context_limit(self) -> int | None:
-        return self._facts.context_limit if self._facts is not None else None
+        """As the engine last said; it stays known while the engine is gone."""
+        return self._context_limit
 
     @property
     def socket(self) -> Path:
@@ -167,6 +169,7 @@ class LocalModel:
                 raise StartError(self._why_it_ended(await self._exit_code()))
             await asyncio.sleep(POLL_S)
         self._facts = await self._served()
+        self._context_limit = self._facts.context_limit
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         await self.start()

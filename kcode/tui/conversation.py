@@ -109,6 +109,7 @@ class Conversation:
     async def _warm(self, session: ChatSession) -> None:
         try:
             await session.start()
+            await session.count_context()
         except KcodeError as error:
             self._on_event(Notice("error", str(error)))
         finally:

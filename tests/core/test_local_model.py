@@ -72,7 +72,7 @@ async def test_engine_is_started_and_answers_with_token_ids(engines: Engines) ->
     assert (model.name, model.context_limit) == ("plain", 2048)
     assert await model.count_tokens((user("x"),)) == 7
     events = await ask(model)
-    sent = '{"grammar": "g", "prefix": "p", "priority": 0, "session": "s1"}'
+    sent = '{"grammar": "g", "prefix": "p", "priority": 0, "session": "s1", "draft": ""}'
     message = Message("assistant", (Text(f"pid {pid(events)} {sent}"),), (5, 6, 7), "f00d")
     assert events[0] == PrefillProgress(5, 10, 2)
     assert events[-1] == Completed(message, "stop", Usage(10, 2, 3), 1.5)

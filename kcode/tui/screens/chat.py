@@ -72,6 +72,8 @@ class ChatScreen(Screen[None]):
         self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session)
         self._quit_armed_at = 0.0
         self._may_open = False
+        self._is_counting = False
+        self._is_stale = False
 
     def compose(self) -> ComposeResult:
         yield self._transcript
@@ -244,18 +246,29 @@ class ChatScreen(Screen[None]):
                 self._tell_facts(elapsed_s=duration_s)
                 # After an error there may be no engine, and counting would start it.
                 if status != "error":
-                    self.run_worker(self._count_context(), group="count", exclusive=True)
+                    self._count_soon()
             case CallFinished() | Notice(level="info"):
-                self.run_worker(self._count_context(), group="count", exclusive=True)
+                self._count_soon()
             case _:
                 pass
 
+    def _count_soon(self) -> None:
+        """One count at a time; what happens during it asks for one more."""
+        self._is_stale = True
+        if not self._is_counting:
+            self.run_worker(self._count_context(), group="count")
+
     async def _count_context(self) -> None:
         """What the driver of a small model says and runs itself comes with no count of the model's."""
-        if (session := self._conversation.session) is not None:
-            await session.count_context()
-            if session is self._conversation.session:
-                self._tell_facts()
+        self._is_counting = True
+        try:
+            while self._is_stale and (session := self._conversation.session) is not None:
+                self._is_stale = False
+                await session.count_context()
+                if session is self._conversation.session:
+                    self._tell_facts()
+        finally:
+            self._is_counting = False
 
     def _changed(self) -> None:
         """The session, the queue or whether a turn runs has changed."""
