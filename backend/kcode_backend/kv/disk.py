@@ -112,6 +112,7 @@ class DiskTier:
         self._waiting: set[bytes] = set()
         """Chains of the blocks in the queue."""
         self._total_bytes = 0
+        self._allowed_bytes = budget_bytes
         self._unswept_bytes = 0
         self._writable = True
         self._closing = False
@@ -198,7 +199,7 @@ class DiskTier:
         finally:
             with self._lock:
                 self._waiting.discard(name.chain)
-        if self._total_bytes > self._budget_bytes or self._unswept_bytes > self._budget_bytes // _SWEEP_SHARE:
+        if self._total_bytes > self._allowed_bytes or self._unswept_bytes > self._budget_bytes // _SWEEP_SHARE:
             self._sweep()
 
     def _remove_beginnings(self, block: StoredBlock) -> None:
@@ -217,6 +218,12 @@ class DiskTier:
             log.warning("cannot tidy %s: %s", self._root, error)
             return
         self._total_bytes, self._unswept_bytes = swept.kept_bytes, 0
+        self._allowed_bytes = swept.allowed_bytes
+        if swept.allowed_bytes < self._block_bytes and self._writable:
+            self._writable = False
+            log.warning(
+                "no blocks are kept in %s until the engine is started again: less than 1 GiB of the disk is free", self._root
+            )
 
     def _touch(self, name: BlockName) -> None:
         try:

@@ -23,10 +23,10 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """`kept_bytes` are in the folder, of all models together; `removed` names the files that are gone."""
+    """`kept_bytes` are in the folder, of all models together; `allowed_bytes` may be: the budget, or less on a full disk."""
 
     kept_bytes: int
-    removed: tuple[Path, ...]
+    allowed_bytes: int
 
 
 @dataclass(slots=True)
@@ -51,15 +51,13 @@ def sweep(root: Path, budget_bytes: int) -> Swept | None:
         total = sum(file.size for file in order)
         allowed = min(budget_bytes, total + _free_bytes(root) - FREE_BYTES)
         if total <= allowed:
-            return Swept(total, ())
-        removed: list[Path] = []
+            return Swept(total, allowed)
         for file in reversed(_by_worth(order)):
             if total <= KEPT_SHARE * allowed:
                 break
             file.path.unlink(missing_ok=True)
-            removed.append(file.path)
             total -= file.size
-        return Swept(total, tuple(removed))
+        return Swept(total, allowed)
 
 
 def _by_worth(files: list[_File]) -> list[_File]:
