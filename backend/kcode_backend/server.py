@@ -222,7 +222,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = read_options(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        listener = listen_unix(options.socket) if options.socket else listen_tcp(options.host, options.port, options.api_key)
+        listener = (
+            listen_unix(options.socket) if options.socket else listen_tcp(options.host, options.port, keyed=bool(options.api_key))
+        )
     except CannotListen as error:
         print(f"kcode_backend.server: {error}", file=sys.stderr)
         return 1

@@ -42,9 +42,9 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def listen_tcp(host: str, port: int, api_key: str | None) -> socket.socket:
-    """A listening TCP socket; addresses other than loopback need a key."""
-    if not _is_loopback(host) and not api_key:
+def listen_tcp(host: str, port: int, *, keyed: bool) -> socket.socket:
+    """A listening TCP socket; addresses other than loopback need a server that asks for a key. Raises CannotListen."""
+    if not is_loopback(host) and not keyed:
         raise CannotListen(f"--host {host} can be reached by others; give --api-key KEY or use 127.0.0.1")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -52,9 +52,18 @@ def listen_tcp(host: str, port: int, api_key: str | None) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        listener.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {_reason(error)}") from error
     listener.listen(128)
     return listener
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another program listens there; use another --port"
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return f"this machine has no such address ({error.strerror}); use another --host"
+    return error.strerror or str(error)
 
 
 def _alive(path: Path) -> bool:
@@ -70,7 +79,7 @@ def _alive(path: Path) -> bool:
     return True
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
     try:
