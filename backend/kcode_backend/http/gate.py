@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import logging
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kcode_backend.http.errors import RequestRefused, error_response
@@ -43,6 +43,8 @@ class Gate:
 
         try:
             await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            log.info("%s %s: the client went away before it had said everything", scope["method"], scope["path"])
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not started:

@@ -240,7 +240,9 @@ async def begin(room: Room, body: ChatBody, raw: Json, sessions: SessionLengths)
         # Tokenising a long conversation and compiling a grammar take a while; other streams go on meanwhile.
         prepared = await asyncio.to_thread(serving.prepare, ask)
     except BadGrammar as error:
-        raise RequestRefused(400, "invalid_grammar", str(error)) from error
+        message = str(error)
+        field = next((name for name in ("response_format", "kcode.bind") if message.startswith(name)), None)
+        raise RequestRefused(400, "invalid_grammar", message, field) from error
     return Completion(room, prepared, body, sessions)
 
 
