@@ -194,9 +194,11 @@ class Engine:
 
     def _step(self) -> None:
         begun = time.monotonic()
-        decoding = any(sequence.decoding for sequence in self._scheduler.sequences)
-        drafts = self._drafts() if decoding else {}
-        step = self._scheduler.plan(self._pace.budget(decoding), {sequence: draft.tokens for sequence, draft in drafts.items()})
+        turn = self._scheduler.turn()
+        drafts = self._drafts([sequence for sequence in turn if sequence.decoding])
+        decoding = any(sequence.decoding for sequence in turn)
+        tried = {sequence: draft.tokens for sequence, draft in drafts.items()}
+        step = self._scheduler.plan(turn, self._pace.budget(decoding), tried)
         if not step.spans:
             assert any(sequence.fetch for sequence in self._running.values()), "the scheduler found nothing to compute"
             self._idle = True
@@ -238,9 +240,8 @@ class Engine:
                 done = min(sequence.computed + span.count, total)
                 sequence.generation.sink(Prefilled(done, total, sequence.cached))
 
-    def _drafts(self) -> dict[Sequence, Draft]:
+    def _drafts(self, decoding: list[Sequence]) -> dict[Sequence, Draft]:
         """What to try beside the next token of each decoding sequence: as much as makes the whole pass say more in its time."""
-        decoding = [sequence for sequence in self._scheduler.sequences if sequence.decoding]
         tokens, rows = float(len(decoding)), sum(sequence.pending for sequence in decoding)
         drafts: dict[Sequence, Draft] = {}
         for sequence in decoding:

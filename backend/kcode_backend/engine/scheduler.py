@@ -12,6 +12,9 @@ from kcode_backend.kv.tiers import Tiers
 
 MAX_SEQUENCES = 64
 """Requests computed in one pass; more wait."""
+URGENT_TURNS = 4
+"""While requests of different priority are at work, the less urgent ones take part in every such pass only: a row costs nearly a
+pass of its own on a CPU, and an interactive answer keeps at least about half of its speed this way."""
 NO_DRAFTS: Mapping[Sequence, tuple[int, ...]] = {}
 
 
@@ -66,6 +69,7 @@ class Scheduler:
         self.sequences: list[Sequence] = []
         """All requests under way, in `order`."""
         self._preempted: set[Sequence] = set()
+        self._turns = 0
 
     def add(self, sequence: Sequence) -> None:
         self.sequences.append(sequence)
@@ -76,15 +80,26 @@ class Scheduler:
         self.sequences.remove(sequence)
         self._release(sequence)
 
-    def plan(self, budget: int, drafts: Mapping[Sequence, tuple[int, ...]] = NO_DRAFTS) -> Step:
-        """The next pass, with at most `budget` tokens of prompts; empty without sequences or while one waits for the disk.
+    def turn(self) -> list[Sequence]:
+        """Those of the sequences that the next pass is for, in `order`; never empty when there are any."""
+        urgent = [
+            sequence for sequence in self.sequences if sequence.generation.priority == self.sequences[0].generation.priority
+        ]
+        # One that waits for the disk holds nobody up.
+        if len(urgent) == len(self.sequences) or not any(sequence.attached for sequence in urgent):
+            return list(self.sequences)
+        self._turns += 1
+        return urgent if self._turns % URGENT_TURNS else list(self.sequences)
+
+    def plan(self, turn: list[Sequence], budget: int, drafts: Mapping[Sequence, tuple[int, ...]] = NO_DRAFTS) -> Step:
+        """The next pass for `turn`, with at most `budget` tokens of prompts; empty while all of it wait for the disk.
 
         A draft takes blocks that nobody uses, never another sequence's: without them it is left out.
         """
         copies: list[BlockCopy] = []
         spans: list[Span] = []
         self._preempted.clear()
-        decoding = [sequence for sequence in self.sequences if sequence.decoding]
+        decoding = [sequence for sequence in turn if sequence.decoding]
         for sequence in decoding:
             # A preemption for an earlier one may have taken its blocks.
             if sequence.decoding and self._make_room(sequence, len(sequence.ids)):
@@ -92,7 +107,7 @@ class Scheduler:
                 if draft and not sequence.table.grow(len(sequence.ids) + len(draft)):
                     draft = ()
                 spans.append(Span(sequence, sequence.pending, draft))
-        for sequence in self.sequences:
+        for sequence in turn:
             if budget <= 0 or len(spans) >= MAX_SEQUENCES:
                 break
             if sequence.decoding or sequence in self._preempted:

@@ -284,6 +284,27 @@ def test_urgent_request_overtakes_waiting_ones(bench: Bench) -> None:
     assert ended == ["urgent", "patient"]
 
 
+def test_background_work_slows_an_interactive_answer_little_and_still_goes_on() -> None:
+    bench = Bench(blocks=800)
+    background = [bench.ask([n] * 120, priority=1, max_tokens=60) for n in range(8)]
+    while not background[0].ids:
+        background[0].step()
+    bench.network.passes.clear()
+    interactive = bench.ask([99] * 20, priority=0, max_tokens=24)
+    interactive.wait()
+    passes = list(bench.network.passes)
+    assert interactive.ids == greedy([99] * 20, 24)
+    alone = sum(step == [1] for step in passes)
+    assert alone >= 14, "most passes have to be the interactive answer's own"
+    # One pass may be under way when it arrives; then its prompt, and one token in every pass.
+    assert len(passes) <= 24 + 3
+    assert any(len(step) > 1 for step in passes[2:]), "the background was brought to a halt"
+    for n, run in enumerate(background):
+        run.wait()
+        assert run.ids == greedy([n] * 120, 60)
+    bench.engine.close()
+
+
 def test_too_small_cache_makes_requests_wait_and_changes_no_answer() -> None:
     bench = Bench(blocks=12, block_size=4)
     prompts = [[n] * 17 for n in range(5)]
