@@ -1,4 +1,4 @@
-// Causal attention over the pages of a cache, without a matrix of scores.
+// Causal attention over the pages of a cache of any kind, without a matrix of scores.
 //
 // A task is a run of query tokens, the query heads that share one kv head, and a range of keys: at most MAX_ROWS rows. It walks
 // the keys block by block in tiles of up to KEY_TILE: widen K once for all rows into a buffer of 16 KB that stays in the first
@@ -7,7 +7,7 @@
 // context are split along the keys too, so that all threads work; the parts are joined by their m and l.
 // Limits: head size <= MAX_WIDTH, any group of heads.
 
-constexpr int MAX_ROWS = 96, MIN_ROWS = 24, MAX_WIDTH = 256, MIN_SPLIT_KEYS = 256;
+constexpr int MAX_ROWS = 96, MIN_ROWS = 24, MIN_SPLIT_KEYS = 256;
 constexpr float LOG2_E = 1.44269504088896341f;
 
 struct AttentionTask {
@@ -39,17 +39,20 @@ KC_INLINE float *output_row(const AttentionCall &call, const AttentionTask &task
     return call.out + (token * call.heads + task.first_head + row % task.heads) * call.pages->width;
 }
 
-void load_queries(const AttentionCall &call, const AttentionTask &task, AttentionTile &tile) {
+template <class Kind> void load_queries(const AttentionCall &call, const AttentionTask &task, AttentionTile &tile) {
     const int width = call.pages->width, padded = tile.layout.width;
     const float scale = call.scale * LOG2_E;
     tile.rows = task.tokens * task.heads;
     tile.row_blocks = (tile.rows + MAX_BLOCK_ROWS - 1) / MAX_BLOCK_ROWS;
+    alignas(64) float row[MAX_WIDTH];
     for (int block = 0; block < tile.row_blocks; block++) {
         const int start = block_start(tile, block), rows = block_start(tile, block + 1) - start;
         for (int r = 0; r < rows; r++) {
             const float *from = query_row(call, task, start + r);
+            for (int i = 0; i < padded; i++) row[i] = i < width ? from[i] * scale : 0.0f;
+            if (Kind::rotated) rotate_row(row, padded);
             float *to = tile.q + start * padded + r;
-            for (int i = 0; i < padded; i++) to[i * rows] = i < width ? from[i] * scale : 0.0f;
+            for (int i = 0; i < padded; i++) to[i * rows] = row[i];
         }
     }
     memset(tile.o, 0, (size_t)tile.rows * padded * 4);
@@ -59,25 +62,17 @@ void load_queries(const AttentionCall &call, const AttentionTask &task, Attentio
     }
 }
 
-// Columns at..at+columns of K, to be read by vectors.
-void load_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, float *to) {
-    const uint16_t *from = (const uint16_t *)page + at;
-    for (int i = 0; i < layout.width; i++, from += layout.tokens, to += KEY_TILE)
-        for (int j = 0; j < columns; j += LANES) store(to + j, load_halves(from + j));
-}
-
-void load_values(const PageLayout &layout, const uint8_t *page, int at, int keys, float *to) {
-    const uint16_t *from = (const uint16_t *)(page + layout.values) + (int64_t)at * layout.width;
-    for (int i = 0; i < keys * layout.width; i += LANES) store(to + i, load_halves(from + i));
-}
-
 // Turns the scores of one row into probabilities relative to its running maximum; keys from `visible` on do not count.
-KC_INLINE void soften_row(AttentionTile &tile, int row, int visible, int columns) {
+// Scores and probabilities are multiplied by the scales of keys and values where the kind of pages has them.
+template <bool Scaled>
+KC_INLINE void soften_row(AttentionTile &tile, int row, int visible, int columns, const float *key_scales, const float *value_scales) {
     float *s = tile.s + row * KEY_TILE;
     if (visible <= 0) {
         memset(s, 0, KEY_TILE * 4);
         return;
     }
+    if (Scaled)
+        for (int i = 0; i < columns; i += LANES) store(s + i, load<Floats>(s + i) * load<Floats>(key_scales + i));
     for (int i = visible; i < columns; i++) s[i] = -__builtin_inff();
     Floats largest = load<Floats>(s);
     for (int i = LANES; i < columns; i += LANES) largest = maximum(largest, load<Floats>(s + i));
@@ -94,45 +89,55 @@ KC_INLINE void soften_row(AttentionTile &tile, int row, int visible, int columns
     Floats sum = tile.l[row];
     for (int i = 0; i < columns; i += LANES) {
         const Floats p = power_of_two(load<Floats>(s + i) - tile.m[row]);
-        store(s + i, p);
         sum += p;
+        store(s + i, Scaled ? p * load<Floats>(value_scales + i) : p);
     }
     tile.l[row] = sum;
 }
 
 // One tile: the tokens at..at+keys of a page; `position` is that of the task's first query relative to the tile's first key.
+template <class Kind>
 void attend_tile(const AttentionTask &task, AttentionTile &tile, const uint8_t *page, int at, int keys, int position) {
     const int width = tile.layout.width, columns = (keys + LANES - 1) / LANES * LANES;
-    load_keys(tile.layout, page, at, columns, tile.kv);
+    const float *key_scales = nullptr, *value_scales = nullptr;
+    if constexpr (Kind::scaled) {
+        key_scales = Kind::key_scales(tile.layout, page) + at;
+        value_scales = Kind::value_scales(tile.layout, page) + at;
+    }
+    Kind::load_keys(tile.layout, page, at, columns, tile.kv);
     for (int block = 0; block < tile.row_blocks; block++) {
         const int start = block_start(tile, block), rows = block_start(tile, block + 1) - start;
         Products::scores[rows - 1](tile.q + start * width, tile.kv, width, tile.s + start * KEY_TILE, columns);
         for (int row = start; row < start + rows; row++) {
             const int visible = position + row / task.heads + 1;
-            soften_row(tile, row, visible < keys ? visible : keys, columns);
+            soften_row<Kind::scaled>(tile, row, visible < keys ? visible : keys, columns, key_scales, value_scales);
         }
     }
-    load_values(tile.layout, page, at, keys, tile.kv);
+    Kind::load_values(tile.layout, page, at, keys, tile.kv);
     for (int block = 0; block < tile.row_blocks; block++) {
         const int start = block_start(tile, block), rows = block_start(tile, block + 1) - start;
         Products::values[rows - 1](tile.s + start * KEY_TILE, tile.kv, keys, tile.o + start * width, width);
     }
 }
 
-void finish_rows(const AttentionCall &call, const AttentionTask &task, const AttentionTile &tile) {
-    const int width = call.pages->width;
+// o: [padded], destroyed. The rotation is linear, so it is undone once, at the very end.
+KC_INLINE void write_row(float *o, int padded, bool rotated, float factor, int width, float *to) {
+    if (rotated) rotate_row(o, padded);
+    for (int i = 0; i < width; i++) to[i] = o[i] * factor;
+}
+
+void finish_rows(const AttentionCall &call, const AttentionTask &task, AttentionTile &tile, bool rotated) {
+    const int padded = tile.layout.width;
     for (int row = 0; row < tile.rows; row++) {
-        const float *o = tile.o + row * tile.layout.width, l = sum_lanes(tile.l[row]);
+        float *o = tile.o + row * padded, l = sum_lanes(tile.l[row]);
         if (task.partial) {
-            float *to = task.partial + (int64_t)row * (width + 2);
+            float *to = task.partial + (int64_t)row * (padded + 2);
             to[0] = tile.m[row];
             to[1] = l;
-            memcpy(to + 2, o, (size_t)width * 4);
-            continue;
+            memcpy(to + 2, o, (size_t)padded * 4);
+        } else {
+            write_row(o, padded, rotated, 1.0f / l, call.pages->width, output_row(call, task, row));
         }
-        float *to = output_row(call, task, row);
-        const float inverse = 1.0f / l;
-        for (int i = 0; i < width; i++) to[i] = o[i] * inverse;
     }
 }
 
@@ -141,14 +146,14 @@ struct AttentionJob {
     const AttentionTask *tasks;
 };
 
-void attention_task(void *context, int index, int) {
+template <class Kind> void attention_task(void *context, int index, int) {
     const AttentionJob &job = *(const AttentionJob *)context;
     const AttentionCall &call = *job.call;
     const Pages &pages = *call.pages;
     const AttentionTask &task = job.tasks[index];
     AttentionTile tile;
     tile.layout = page_layout(pages.kind, pages.block_size, pages.width);
-    load_queries(call, task, tile);
+    load_queries<Kind>(call, task, tile);
     const int queries = call.seq_starts[task.seq + 1] - call.seq_starts[task.seq];
     const int first_position = call.context_lens[task.seq] - queries + task.first_token;
     const int32_t *blocks = call.block_tables + (int64_t)task.seq * call.max_blocks;
@@ -157,28 +162,28 @@ void attention_task(void *context, int index, int) {
         int keys = pages.block_size - at < KEY_TILE ? pages.block_size - at : KEY_TILE;
         if (keys > task.end_key - key) keys = task.end_key - key;
         const uint8_t *page = pages.data + blocks[key / pages.block_size] * pages.block_stride + task.kv_head * tile.layout.bytes;
-        attend_tile(task, tile, page, at, keys, first_position - key);
+        attend_tile<Kind>(task, tile, page, at, keys, first_position - key);
         key += keys;
     }
-    finish_rows(call, task, tile);
+    finish_rows(call, task, tile, Kind::rotated);
 }
 
 // Joins the key ranges of one task: weights 2^(m - max m).
-void join_splits(const AttentionCall &call, const AttentionTask *parts) {
+void join_splits(const AttentionCall &call, const AttentionTask *parts, bool rotated) {
     const int rows = parts->tokens * parts->heads, width = call.pages->width;
+    const int padded = page_layout(call.pages->kind, call.pages->block_size, width).width;
     for (int row = 0; row < rows; row++) {
-        const int64_t offset = (int64_t)row * (width + 2);
+        const int64_t offset = (int64_t)row * (padded + 2);
         float peak = -__builtin_inff(), total = 0;
         for (int i = 0; i < parts->splits; i++) peak = parts[i].partial[offset] > peak ? parts[i].partial[offset] : peak;
-        float *to = output_row(call, *parts, row);
-        for (int c = 0; c < width; c++) to[c] = 0;
+        alignas(64) float sum[MAX_WIDTH] = {};
         for (int i = 0; i < parts->splits; i++) {
             const float *from = parts[i].partial + offset;
             const float weight = power_of_two(splat(from[0] - peak))[0];
             total += weight * from[1];
-            for (int c = 0; c < width; c++) to[c] += weight * from[2 + c];
+            for (int c = 0; c < padded; c++) sum[c] += weight * from[2 + c];
         }
-        for (int c = 0; c < width; c++) to[c] /= total;
+        write_row(sum, padded, rotated, 1.0f / total, width, output_row(call, *parts, row));
     }
 }
 
@@ -201,7 +206,8 @@ void plan_parts(const AttentionCall &call, AttentionTask task, int splits, Atten
         task.partial = nullptr;
         if (splits > 1) {
             task.partial = plan.partials + plan.partial_floats;
-            plan.partial_floats += (int64_t)task.tokens * task.heads * (call.pages->width + 2);
+            const int padded = page_layout(call.pages->kind, unit, call.pages->width).width;
+            plan.partial_floats += (int64_t)task.tokens * task.heads * (padded + 2);
         }
         if (plan.tasks) plan.tasks[plan.count] = task;
         plan.count++;
@@ -251,7 +257,12 @@ void attention(const AttentionCall *call) {
     AttentionPlan plan = {(AttentionTask *)memory, (float *)(memory + task_bytes), 0, 0};
     plan_attention(*call, min_tasks, plan);
     AttentionJob job{call, plan.tasks};
-    pool_run(plan.count, attention_task, &job);
+    const int kind = call->pages->kind;
+    pool_run(plan.count,
+             kind == PAGES_INT8   ? attention_task<BytePages>
+             : kind == PAGES_INT4 ? attention_task<NibblePages>
+                                  : attention_task<HalfPages>,
+             &job);
     for (int i = 0; i < plan.count; i += plan.tasks[i].splits)
-        if (plan.tasks[i].splits > 1) join_splits(*call, plan.tasks + i);
+        if (plan.tasks[i].splits > 1) join_splits(*call, plan.tasks + i, kind != PAGES_F16);
 }

@@ -2,7 +2,7 @@
 // broadcast, so that no sum runs across lanes. R x C vectors of accumulators stay in registers: 6 x 2 of 16 with AVX2 (2 of B and
 // one of A beside them), 8 x 2 of 32 with AVX-512; few rows take 4 columns, or the latency of the multiply-adds would show.
 
-constexpr int KEY_TILE = 32;
+constexpr int KEY_TILE = 32, MAX_WIDTH = 256;
 constexpr int MAX_BLOCK_ROWS = LANES == 16 ? 8 : 6;
 
 template <int R, int C>

@@ -165,6 +165,19 @@ KC_INLINE Ints dot_signed(Ints sum, Bytes w, Bytes x) {
 }
 #endif
 
+// LANES bytes as words of 32 bits.
+KC_INLINE Ints widen_signed(const void *from) {
+#if defined(KC_ISA_AVX2)
+    return bits<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+#elif defined(KC_ISA_AVX512VNNI) && !defined(KC_EMULATE_AVX512)
+    return bits<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+#else
+    Ints out;
+    for (int i = 0; i < LANES; i++) out[i] = ((const int8_t *)from)[i];
+    return out;
+#endif
+}
+
 KC_INLINE Floats load_halves(const void *from) {
 #if defined(KC_ISA_AVX2)
     return bits<Floats>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)));

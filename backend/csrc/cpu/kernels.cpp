@@ -25,8 +25,9 @@ namespace {
 #include "norm.h"
 #include "rope.h"
 #include "activation.h"
-#include "kv.h"
 #include "attention_tile.h"
+#include "kv_formats.h"
+#include "kv.h"
 #include "attention.h"
 #include "probe.h"
 }  // namespace

@@ -114,10 +114,14 @@ static inline uint16_t float_to_half(float value) {
 }
 
 // The cache of one layer: per block the pages of its kv heads, one after another. A page holds T tokens (the block's, rounded up
-// to 16) of width W (the head's, rounded up to 16; zeros): keys as columns, so that a vector is one dimension of LANES keys, and
-// values as rows. `PageLayout` of kernels/pages.py computes the same sizes.
-//   f16 : K f16[W][T], V f16[T][W]
-enum PageKind { PAGES_F16 = 0 };
+// to 16) of width W (the head's, rounded up with zeros to 16, for int4 to 32): keys as columns, so that a vector is one dimension
+// of LANES keys, and values as rows; the halves of a page have the same size. `PageLayout` of kernels/pages.py computes it too.
+//   f16 : K f16[W][T]; V f16[T][W]
+//   int8: K i8[W/4][T][4], scales f32[T]; V i8[T][W], scales f32[T]
+//   int4: K [W/8][T][4] with dimensions 8j+b in the low and 8j+4+b in the high nibbles of bytes b, per 32 dimensions scales f16[T]
+//         and minimums f16[T]; V [T][W/32][16] with dimensions b and 16+b of 32 in byte b, [T][W/32] pairs f16 of scale, minimum
+// int8 and int4 hold rotated heads, see kv.h.
+enum PageKind { PAGES_F16 = 0, PAGES_INT8 = 1, PAGES_INT4 = 2 };
 
 struct PageLayout {
     int tokens, width;
@@ -126,10 +130,11 @@ struct PageLayout {
 
 static inline PageLayout page_layout(int kind, int block_size, int width) {
     PageLayout layout;
+    const int unit = kind == PAGES_INT4 ? 32 : 16;
     layout.tokens = (block_size + 15) / 16 * 16;
-    layout.width = (width + 15) / 16 * 16;
-    (void)kind;
-    layout.values = (int64_t)layout.tokens * layout.width * 2;
+    layout.width = (width + unit - 1) / unit * unit;
+    const int row = kind == PAGES_F16 ? layout.width * 2 : kind == PAGES_INT8 ? layout.width + 4 : layout.width / 8 * 5;
+    layout.values = (int64_t)layout.tokens * row;
     layout.bytes = 2 * layout.values;
     return layout;
 }

@@ -10,12 +10,20 @@ import torch
 
 # Vectors of every instruction set divide it, so that pages are the same bytes on every machine.
 PAGE_UNIT = 16
+NIBBLE_GROUP = 32
+"""Numbers that share a scale and a minimum in int4 pages."""
 
 
 class KVKind(Enum):
-    """How numbers of the cache are stored; `value` is the name on command lines."""
+    """How numbers of the cache are stored, in the order of `PageKind` of layout.h; `value` is the name on command lines.
+
+    int8: one scale per token and head. int4: a scale and a minimum per 32 dimensions of a token and head. Both hold heads rotated
+    by a Hadamard matrix, so that dimensions with outliers cost the others nothing.
+    """
 
     F16 = "f16"
+    INT8 = "int8"
+    INT4 = "int4"
 
     @property
     def number(self) -> int:
@@ -40,12 +48,19 @@ class PageLayout:
     @property
     def width(self) -> int:
         """Numbers of a key or value in a page: the head's, rounded up with zeros."""
-        return -(-self.head_dim // PAGE_UNIT) * PAGE_UNIT
+        unit = NIBBLE_GROUP if self.kind is KVKind.INT4 else PAGE_UNIT
+        return -(-self.head_dim // unit) * unit
 
     @property
     def half_bytes(self) -> int:
         """Bytes of a page's keys, and of its values."""
-        return self.tokens * self.width * 2
+        match self.kind:
+            case KVKind.F16:
+                return self.tokens * self.width * 2
+            case KVKind.INT8:
+                return self.tokens * (self.width + 4)
+            case KVKind.INT4:
+                return self.tokens * (self.width // 2 + self.width // NIBBLE_GROUP * 4)
 
     @property
     def page_bytes(self) -> int:

@@ -9,7 +9,10 @@ import torch
 from gguf.quants import dequantize as gguf_dequantize
 
 from kcode_backend.kernels.pages import Pages
+from kcode_backend.kernels.reference_kv import read_kv, store_kv
 from kcode_backend.weights.quant import QuantFormat
+
+__all__ = ["add_rms_norm", "dequantize", "linear", "paged_attention", "read_kv", "rms_norm", "rope_", "silu_mul", "store_kv"]
 
 
 def dequantize(quant: QuantFormat, rows: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.float32]:
@@ -60,30 +63,6 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up: [n, 2*m] -> silu(first half) * second half."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
-
-
-def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
-    """k, v: [n, kv_heads, d]; slot = block * block_size + offset."""
-    blocks, at = slots.long() // pages.layout.block_size, slots.long() % pages.layout.block_size
-    padding = pages.layout.width - pages.layout.head_dim
-    keys, values = _halves(pages)
-    keys[blocks, :, :, at] = torch.nn.functional.pad(k, (0, padding)).half()
-    values[blocks, :, at] = torch.nn.functional.pad(v, (0, padding)).half()
-
-
-def read_kv(pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
-    """All keys and values as float32 [blocks, block_size, kv_heads, d]."""
-    tokens, width = pages.layout.block_size, pages.layout.head_dim
-    keys, values = _halves(pages)
-    return keys[:, :, :width, :tokens].permute(0, 3, 1, 2).float(), values[:, :, :tokens, :width].transpose(1, 2).float()
-
-
-def _halves(pages: Pages) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of the keys [blocks, kv_heads, width, tokens] and values [blocks, kv_heads, tokens, width]."""
-    layout = pages.layout
-    parts = pages.data.unflatten(1, (layout.kv_heads, 2, layout.half_bytes)).view(torch.float16)
-    keys = parts[:, :, 0].unflatten(2, (layout.width, layout.tokens))
-    return keys, parts[:, :, 1].unflatten(2, (layout.tokens, layout.width))
 
 
 def paged_attention(
