@@ -70,6 +70,7 @@ def engine_options(file: Path, settings: Settings, paths: Paths) -> EngineOption
         settings.engine_idle_s,
         kv_dir=paths.contexts if kept_bytes else None,
         kv_disk_bytes=kept_bytes,
+        kv=settings.kv,
     )
 
 

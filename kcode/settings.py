@@ -34,6 +34,7 @@ class Settings:
     max_answer_tokens: bound of one answer; 0 is the profile's own.
     context_limit: tokens to use at most; 0 is all the model has.
     temperature, top_p, top_k, seed: negative is the profile's own.
+    kv: numbers of the local engine's cache of keys and values: f16, int8, int4; empty is its own choice.
     threads: of the local engine; 0 is its own choice. engine_idle_s: it ends after so long without a request.
     kv_disk_gb: computed contexts kept in the cache folder, so that a session resumes at once; 0 keeps none.
     """
@@ -54,6 +55,7 @@ class Settings:
     top_p: float = -1.0
     top_k: int = -1
     seed: int = -1
+    kv: Literal["", "f16", "int8", "int4"] = ""
     threads: int = 0
     engine_idle_s: float = 900.0
     kv_disk_gb: float = 10.0

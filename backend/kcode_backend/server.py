@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+KV_KINDS = ("f16", "int8", "int4")
+"""The values of KVKind, which is not imported here: it needs torch."""
 SHUTDOWN_S = 2.0
 """How long running answers may go on after SIGTERM, unless said otherwise."""
 _FAREWELL_S = 3
@@ -53,6 +55,7 @@ class Options:
     api_key: str | None
     context: int | None
     threads: int | None
+    kv: str | None
     idle_timeout_s: float | None
     shutdown_timeout_s: float
     kv_dir: Path | None
@@ -79,6 +82,7 @@ def read_options(arguments: list[str] | None) -> Options:
     parser.add_argument("--api-key-env", metavar="NAME", help="the same with the key in this environment variable")
     parser.add_argument("--context", type=_positive, help="most tokens of prompt and answer together; default: the model's")
     parser.add_argument("--threads", type=_positive, help="compute threads; default: all cores")
+    parser.add_argument("--kv", choices=KV_KINDS, help="numbers of the cache of keys and values; default: the engine's choice")
     parser.add_argument("--idle-timeout", type=float, help="end after so many seconds without a request")
     parser.add_argument(
         "--shutdown-timeout", type=float, default=SHUTDOWN_S, help="seconds that running answers may go on after SIGTERM"
@@ -105,6 +109,7 @@ def read_options(arguments: list[str] | None) -> Options:
         api_key=given.api_key if given.api_key_env is None else os.environ[given.api_key_env],
         context=given.context,
         threads=given.threads,
+        kv=given.kv,
         idle_timeout_s=given.idle_timeout,
         shutdown_timeout_s=max(0.0, given.shutdown_timeout),
         kv_dir=given.kv_dir,
@@ -211,10 +216,13 @@ class EngineProcess:
 
 def _load_serving(options: Options) -> Serving:
     """On a worker thread: importing torch takes seconds, and the socket answers meanwhile."""
+    from kcode_backend.kernels.pages import KVKind
+    from kcode_backend.kv.cache import KV_DEFAULT
     from kcode_backend.serving import DiskPlace, load_serving
 
     disk = DiskPlace(options.kv_dir, options.kv_disk_bytes) if options.kv_dir else None
-    return load_serving(options.model, options.context, options.threads, disk)
+    kind = KVKind(options.kv) if options.kv else KV_DEFAULT
+    return load_serving(options.model, options.context, options.threads, disk, kind)
 
 
 def main(arguments: list[str] | None = None) -> int:

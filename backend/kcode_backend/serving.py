@@ -28,7 +28,8 @@ from kcode_backend.chat.grammar import (
 from kcode_backend.engine.engine import Engine
 from kcode_backend.engine.request import Constraint, Generation, SamplingParams, Sink
 from kcode_backend.kernels import native
-from kcode_backend.kv.cache import KVCache, bytes_per_block
+from kcode_backend.kernels.pages import KVKind
+from kcode_backend.kv.cache import KV_DEFAULT, KVCache, bytes_per_block
 from kcode_backend.kv.disk import DiskTier
 from kcode_backend.kv.pool import BLOCK_TOKENS
 from kcode_backend.kv.space import space_of
@@ -209,15 +210,17 @@ class DiskPlace:
     budget_bytes: int
 
 
-def load_serving(path: Path, context: int | None, threads: int | None, disk: DiskPlace | None = None) -> Serving:
+def load_serving(
+    path: Path, context: int | None, threads: int | None, disk: DiskPlace | None = None, kind: KVKind = KV_DEFAULT
+) -> Serving:
     """Load a model file and start its engine; `threads` None computes with all physical cores. Raises ModelFileError."""
     _set_threads(threads)
     model = load(path)
     limit = min(context or model.config.context_length, model.config.context_length)
     wanted = KV_CONTEXTS * limit
-    room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_block(model.config, BLOCK_TOKENS)
+    room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_block(model.config, BLOCK_TOKENS, kind)
     blocks = max(1, min(-(-wanted // BLOCK_TOKENS), room))
-    kv = KVCache.allocate(model.config, blocks, BLOCK_TOKENS)
+    kv = KVCache.allocate(model.config, blocks, BLOCK_TOKENS, kind)
     return Serving(model, kv, limit, open_disk(model, kv, disk) if disk else None)
 
 

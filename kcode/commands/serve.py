@@ -24,6 +24,7 @@ KEY_VARIABLE = "KCODE_SERVE_KEY"
 @click.option("--api-key", metavar="KEY", help="The same with the key itself, which stays in the history of your shell.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of prompt and answer together.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads; by default all cores.")
+@click.option("--kv", type=click.Choice(["f16", "int8", "int4"]), help="Numbers of the cache of keys and values.")
 @click.option(
     "--shutdown-timeout",
     type=click.FloatRange(min=0),
@@ -41,6 +42,7 @@ def command(
     api_key: str | None,
     context: int | None,
     threads: int | None,
+    kv: str | None,
     shutdown_timeout: float,
 ) -> None:
     """Serve MODEL (a catalogue name or a .gguf file) over the OpenAI protocol until it is stopped."""
@@ -59,7 +61,7 @@ def command(
     if not socket:
         _check_address(host, port, keyed=api_key_env is not None)
     arguments += ["--shutdown-timeout", f"{shutdown_timeout:g}"]
-    for name, value in (("--context", context), ("--threads", threads)):
+    for name, value in (("--context", context), ("--threads", threads), ("--kv", kv)):
         if value is not None:
             arguments += [name, str(value)]
     click.echo(f"serving {file.stem} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)

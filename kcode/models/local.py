@@ -57,6 +57,7 @@ class EngineOptions:
     kv_dir: Path | None = None
     """Where computed contexts outlive the engine; None keeps them in its memory alone."""
     kv_disk_bytes: int = 0
+    kv: str = ""
 
     @property
     def name(self) -> str:
@@ -73,13 +74,16 @@ class EngineOptions:
             arguments += ["--kv-dir", str(self.kv_dir)]
             if self.kv_disk_bytes:
                 arguments += ["--kv-disk-budget", str(self.kv_disk_bytes)]
+        if self.kv:
+            arguments += ["--kv", self.kv]
         return arguments
 
     @property
     def key(self) -> str:
         """A short name for these options; a changed model file is another engine, and so is one of another kcode."""
         found = self.model.stat()
-        identity = [kcode.__version__, str(self.model.resolve()), found.st_size, found.st_mtime_ns, self.context, self.threads]
+        identity = [kcode.__version__, str(self.model.resolve()), found.st_size, found.st_mtime_ns]
+        identity += [self.context, self.threads, self.kv]
         identity += [str(self.kv_dir or ""), self.kv_disk_bytes]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 

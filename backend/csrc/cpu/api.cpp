@@ -97,9 +97,9 @@ KC_EXPORT void kc_silu_mul(int isa, const float *gate_up, int rows, int width, f
 
 KC_EXPORT int64_t kc_page_bytes(int kind, int block_size, int width) { return page_layout(kind, block_size, width).bytes; }
 
-KC_EXPORT void kc_store_kv(int isa, const Pages *pages, const float *k, int64_t k_stride, const float *v, int64_t v_stride, int tokens,
-                           const int32_t *slots) {
-    const StoreCall call{pages, k, k_stride, v, v_stride, tokens, slots};
+KC_EXPORT void kc_store_kv(int isa, const Pages *pages, const float *k, int64_t k_stride, const float *v, int64_t v_stride,
+                           const float *key_shift, int tokens, const int32_t *slots) {
+    const StoreCall call{pages, k, k_stride, v, v_stride, key_shift, tokens, slots};
     table(isa)->store_kv(&call);
 }
 

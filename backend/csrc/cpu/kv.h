@@ -20,6 +20,8 @@ template <class Kind> void store_run(void *context, int task, int) {
             memset(v + pages.width, 0, (size_t)(layout.width - pages.width) * 4);
             memcpy(k, call.k + token * call.k_stride + (int64_t)head * pages.width, (size_t)pages.width * 4);
             memcpy(v, call.v + token * call.v_stride + (int64_t)head * pages.width, (size_t)pages.width * 4);
+            if (call.key_shift)
+                for (int i = 0; i < pages.width; i++) k[i] -= call.key_shift[head * pages.width + i];
             if (Kind::rotated) {
                 rotate_row(k, layout.width);
                 rotate_row(v, layout.width);

@@ -166,6 +166,7 @@ struct StoreCall {
     int64_t k_stride;
     const float *v;
     int64_t v_stride;
+    const float *key_shift;  // [kv_heads][width], taken from every key; may be null
     int tokens;
     const int32_t *slots;
 };

@@ -89,7 +89,7 @@ class Engine:
         """
         self.context_limit = min(context_limit, kv.blocks * kv.block_size)
         self.fingerprint = model.fingerprint
-        self.pool = BlockPool(kv.blocks, PrefixIndex(model.fingerprint))
+        self.pool = BlockPool(kv.blocks, PrefixIndex(f"{model.fingerprint} {kv.layout}"))
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._tiers = Tiers(self.pool, kv, disk, self._commands.put)
         self.counters = Counters(tiers=self._tiers.counters)

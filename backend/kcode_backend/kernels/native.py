@@ -54,7 +54,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_rope": (None, [_INT, _POINTER, _LONG, _INT, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _INT]),
     "kc_silu_mul": (None, [_INT, _POINTER, _INT, _INT, _POINTER]),
     "kc_page_bytes": (_LONG, [_INT, _INT, _INT]),
-    "kc_store_kv": (None, [_INT, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _INT, _POINTER]),
+    "kc_store_kv": (None, [_INT, _POINTER, _POINTER, _LONG, _POINTER, _LONG, _POINTER, _INT, _POINTER]),
     "kc_attention": (
         None,
         [_INT, _POINTER, _POINTER, _LONG, _INT, _POINTER, _INT, _POINTER, _POINTER, _INT, _FLOAT, _POINTER],
@@ -150,9 +150,14 @@ class Kernels:
         """`layout.page_bytes` as the library computes it."""
         return self.library.kc_page_bytes(layout.kind.number, layout.block_size, layout.head_dim)
 
-    def store_kv(self, k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
+    def store_kv(
+        self, k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor, key_shift: torch.Tensor | None
+    ) -> None:
         keys, values = (k.data_ptr(), k.stride(0)), (v.data_ptr(), v.stride(0))
-        self.library.kc_store_kv(self.number, ctypes.addressof(pages.descriptor), *keys, *values, k.shape[0], slots.data_ptr())
+        shift = None if key_shift is None else key_shift.data_ptr()
+        self.library.kc_store_kv(
+            self.number, ctypes.addressof(pages.descriptor), *keys, *values, shift, k.shape[0], slots.data_ptr()
+        )
 
     def paged_attention(
         self,

@@ -102,8 +102,8 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor) -> None:
-    """Writes k, v: [n, kv_heads, d] into the pages of slots: [n] int32.
+def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor, key_shift: torch.Tensor | None = None) -> None:
+    """Writes k - key_shift and v: [n, kv_heads, d] into the pages of slots: [n] int32; key_shift: [kv_heads * d].
 
     slot = block * block_size + offset within the block. Token strides larger than a row are fine.
     """
@@ -118,11 +118,13 @@ def store_kv(k: torch.Tensor, v: torch.Tensor, pages: Pages, slots: torch.Tensor
     total = pages.blocks * layout.block_size
     if n and not (int(slots.min()) >= 0 and int(slots.max()) < total):
         raise ValueError(f"slots {int(slots.min())}..{int(slots.max())} are outside of the cache's {total}")
+    if key_shift is not None:
+        _float_vector("key_shift", key_shift, heads * width)
     kernels = native.active()
     if kernels is None:
-        reference.store_kv(k, v, pages, slots)
+        reference.store_kv(k if key_shift is None else k - key_shift.view(heads, width), v, pages, slots)
     else:
-        kernels.store_kv(k, v, pages, slots)
+        kernels.store_kv(k, v, pages, slots, key_shift)
 
 
 def paged_attention(

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from kcode_backend.config import ModelConfig
 from kcode_backend.kernels.pages import KVKind, PageLayout, Pages
 
+KV_DEFAULT = KVKind.F16
+
 
 def bytes_per_block(config: ModelConfig, block_size: int, kind: KVKind = KVKind.F16) -> int:
     """Bytes of cache that a block takes over all layers."""

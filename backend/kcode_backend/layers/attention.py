@@ -33,6 +33,8 @@ class Attention:
     qkv: PackedWeight
     qkv_bias: Tensor | None
     output: PackedWeight
+    key_shift: Tensor | None
+    """float32 [kv_heads * head_dim]: what the cache leaves out of every key, see layers/build.py."""
 
     def forward(self, x: Tensor, step: Step, pages: Pages) -> Tensor:
         """x: [tokens, hidden] -> [tokens, heads * head_dim] before the output projection; writes the layer's cache."""
@@ -44,7 +46,7 @@ class Attention:
         k = projected[:, q_width : q_width + kv_width].view(tokens, config.kv_heads, config.head_dim)
         v = projected[:, q_width + kv_width :].view(tokens, config.kv_heads, config.head_dim)
         ops.rope_(q, k, step.positions, step.rope_table, config.rope_interleaved)
-        ops.store_kv(k, v, pages, step.slots)
+        ops.store_kv(k, v, pages, step.slots, self.key_shift)
         scale = config.head_dim**-0.5
         attended = ops.paged_attention(q, pages, step.block_tables, step.seq_starts, step.context_lens, scale)
         return attended.view(tokens, q_width)

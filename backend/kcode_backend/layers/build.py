@@ -17,18 +17,19 @@ from kcode_backend.weights.reader import WeightReader
 def build_decoder(config: ModelConfig, weights: WeightReader, rope_factors: Tensor | None = None) -> Decoder:
     """rope_factors: float32 [rotary dims / 2], what each frequency is divided by."""
     embedding = weights.matrix(names.EMBEDDING, config.vocab, config.hidden)
-    blocks = tuple(_build_block(config, weights, layer) for layer in range(config.layers))
+    rope = RopeTable(config.rope, rope_factors)
+    blocks = tuple(_build_block(config, weights, rope, layer) for layer in range(config.layers))
     return Decoder(
         config=config,
         embedding=embedding,
         blocks=blocks,
         output_norm=weights.vector(names.OUTPUT_NORM, config.hidden),
         head=embedding if config.tied_embeddings else weights.matrix(names.OUTPUT, config.vocab, config.hidden),
-        rope=RopeTable(config.rope, rope_factors),
+        rope=rope,
     )
 
 
-def _build_block(config: ModelConfig, weights: WeightReader, layer: int) -> Block:
+def _build_block(config: ModelConfig, weights: WeightReader, rope: RopeTable, layer: int) -> Block:
     def name(part: str) -> str:
         return names.block(layer, part)
 
@@ -42,6 +43,7 @@ def _build_block(config: ModelConfig, weights: WeightReader, layer: int) -> Bloc
         qkv=weights.stacked([(name(f"{part}.weight"), width) for part, width in qkv], config.hidden),
         qkv_bias=bias,
         output=weights.matrix(name("attn_output.weight"), config.hidden, q_width),
+        key_shift=None if bias is None else key_shift(config, bias[q_width : q_width + kv_width], rope),
     )
     gate_up = [(name("ffn_gate.weight"), config.mlp), (name("ffn_up.weight"), config.mlp)]
     mlp = GatedMLP(weights.stacked(gate_up, config.hidden), weights.matrix(name("ffn_down.weight"), config.hidden, config.mlp))
@@ -51,3 +53,16 @@ def _build_block(config: ModelConfig, weights: WeightReader, layer: int) -> Bloc
         mlp_norm=weights.vector(name("ffn_norm.weight"), config.hidden),
         mlp=mlp,
     )
+
+
+def key_shift(config: ModelConfig, key_bias: Tensor, rope: RopeTable) -> Tensor:
+    """What can be left out of every key without a change: the bias in the dimensions that hardly turn within the context.
+
+    The same vector taken from all keys changes all scores of a query alike, which softmax does not see. Biases of keys are a
+    hundred times larger than what they are added to in some layers (Qwen2.5), and would take all bits of a quantised key.
+    """
+    slow = (rope.frequencies * config.context_length < 1.0).float() * rope.magnitude
+    slow = slow.repeat_interleave(2) if config.rope_interleaved else slow.repeat(2)
+    # Dimensions beyond the rotary ones never turn.
+    factors = torch.cat((slow, torch.ones(config.head_dim - config.rope.dims)))
+    return (key_bias.view(config.kv_heads, config.head_dim) * factors).flatten()

@@ -18,8 +18,9 @@ class RopeTable:
     def __init__(self, rope: RopeConfig, factors: Tensor | None = None) -> None:
         """factors: float32 [dims / 2]; each frequency is divided by its factor (Llama 3.1's scaling, given by the file)."""
         frequencies = _frequencies(rope)
-        self._frequencies = frequencies if factors is None else frequencies / factors.double()
-        self._magnitude = _magnitude(rope)
+        self.frequencies = frequencies if factors is None else frequencies / factors.double()
+        """float64 [dims / 2]: radians per position."""
+        self.magnitude = _magnitude(rope)
         self._table = self._rows(0, FIRST_POSITIONS)
 
     def covering(self, positions: int) -> Tensor:
@@ -31,8 +32,8 @@ class RopeTable:
 
     def _rows(self, start: int, end: int) -> Tensor:
         # float64: at position 100,000 a float32 angle is off by up to 0.4 % of a radian.
-        angles = torch.outer(torch.arange(start, end, dtype=torch.float64), self._frequencies)
-        return torch.cat((angles.cos() * self._magnitude, angles.sin() * self._magnitude), dim=-1).float()
+        angles = torch.outer(torch.arange(start, end, dtype=torch.float64), self.frequencies)
+        return torch.cat((angles.cos() * self.magnitude, angles.sin() * self.magnitude), dim=-1).float()
 
 
 def _frequencies(rope: RopeConfig) -> Tensor:

@@ -78,10 +78,12 @@ def filled(layout: PageLayout, contexts: list[int], generator: torch.Generator) 
 
 
 @pytest.mark.usefixtures("active")
-def test_store_kv_rounds_like_torch_and_touches_only_its_slots() -> None:
-    layout = Heads(2, 2, 20).layout(16)
-    k = torch.randn(6, 2, 20) * torch.tensor([1.0, 1e-6, 1e-8, 6e4, 1e6, 1.0])[:, None, None]
-    v = torch.randn(6, 2, 20)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("width", [20, 80, 128])
+def test_store_kv_writes_what_the_reference_writes_and_only_there(kind: KVKind, width: int) -> None:
+    layout = Heads(2, 2, width).layout(16, kind)
+    k = torch.randn(6, 2, width) * torch.tensor([1.0, 1e-6, 1e-8, 6e4, 0.0, 1.0])[:, None, None]
+    v, shift = torch.randn(6, 2, width), torch.randn(2 * width)
     slots = torch.tensor([79, 0, 17, 16, 33, 5], dtype=torch.int32)
     written, expected = Pages.allocate(layout, 5), Pages.allocate(layout, 5)
     written.data.fill_(9)
@@ -89,8 +91,31 @@ def test_store_kv_rounds_like_torch_and_touches_only_its_slots() -> None:
     reference.store_kv(k, v, expected, slots)
     ops.store_kv(k, v, written, slots)
     assert torch.equal(written.data, expected.data)
-    stored = reference.read_kv(written)[0].flatten(0, 1)[slots.long()]
-    assert torch.equal(stored, k.half().float())
+    reference.store_kv(k - shift.view(2, width), v, expected, slots)
+    ops.store_kv(k, v, written, slots, shift)
+    assert torch.equal(written.data, expected.data)
+
+
+@pytest.mark.usefixtures("active")
+def test_f16_pages_round_once() -> None:
+    pages = Pages.allocate(Heads(2, 2, 20).layout(16), 2)
+    k = torch.randn(20, 2, 20)
+    ops.store_kv(k, k, pages, torch.arange(20, dtype=torch.int32))
+    assert torch.equal(reference.read_kv(pages)[0].flatten(0, 1)[:20], k.half().float())
+
+
+@pytest.mark.usefixtures("active")
+@pytest.mark.parametrize(("kind", "tolerance"), [(KVKind.INT8, 0.012), (KVKind.INT4, 0.12)])
+def test_quantised_pages_are_near_what_was_stored_outliers_or_not(kind: KVKind, tolerance: float) -> None:
+    """tolerance: of the length of a head. The rotation keeps outliers from taking the other dimensions' precision."""
+    pages = Pages.allocate(Heads(2, 2, 128).layout(32, kind), 2)
+    k = torch.randn(64, 2, 128)
+    v = k.clone()
+    v[:, :, 77] = 60.0
+    ops.store_kv(k, v, pages, torch.arange(64, dtype=torch.int32))
+    for stored, given in zip(reference.read_kv(pages), (k, v), strict=True):
+        error = (stored.flatten(0, 1) - given).norm(dim=-1) / given.norm(dim=-1)
+        assert float(error.max()) < tolerance
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
@@ -104,11 +129,10 @@ def test_page_sizes_are_those_of_the_library(active: Kernels, kind: KVKind) -> N
 @pytest.mark.usefixtures("active")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
 @pytest.mark.parametrize("heads", HEADS, ids=lambda heads: f"{heads.heads}x{heads.width}")
-@pytest.mark.parametrize("block_size", [32, 37])
-def test_attention_matches_for_decode_prefill_and_mixed_batches(heads: Heads, block_size: int, kind: KVKind) -> None:
-    generator = torch.Generator().manual_seed(block_size)
-    contexts, queries = [1, 37, 700, 1030, 90], [1, 37, 1, 19, 0]
-    sequences = filled(heads.layout(block_size, kind), contexts, generator)
+def test_attention_matches_for_decode_prefill_and_mixed_batches(heads: Heads, kind: KVKind) -> None:
+    generator = torch.Generator().manual_seed(heads.width)
+    contexts, queries = [1, 37, 530, 600, 90], [1, 37, 1, 19, 0]
+    sequences = filled(heads.layout(37 if heads.kv_heads > 1 else 32, kind), contexts, generator)
     q = torch.randn(sum(queries), heads.heads, heads.width, generator=generator) * 2
     ours, expected = sequences.attend(q, queries, sequences.contexts)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=TOLERANCE)
@@ -119,13 +143,30 @@ def test_attention_matches_for_decode_prefill_and_mixed_batches(heads: Heads, bl
 def test_chunked_attention_is_the_same_as_in_one_pass(kind: KVKind) -> None:
     generator = torch.Generator().manual_seed(4)
     heads = Heads(12, 2, 128)
-    sequences = filled(heads.layout(32, kind), [301], generator)
-    q = torch.randn(301, heads.heads, heads.width, generator=generator)
-    whole, _ = sequences.attend(q, [301], sequences.contexts)
+    sequences = filled(heads.layout(32, kind), [201], generator)
+    q = torch.randn(201, heads.heads, heads.width, generator=generator)
+    whole, _ = sequences.attend(q, [201], sequences.contexts)
     parts: list[torch.Tensor] = []
-    for start, end in ((0, 1), (1, 130), (130, 257), (257, 300), (300, 301)):
+    for start, end in ((0, 1), (1, 70), (70, 157), (157, 200), (200, 201)):
         parts.append(sequences.attend(q[start:end], [end - start], torch.tensor([end], dtype=torch.int32))[0])
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.usefixtures("active")
+def test_a_shift_of_all_keys_changes_nothing() -> None:
+    generator = torch.Generator().manual_seed(6)
+    heads, slots = Heads(12, 2, 128), torch.arange(200, dtype=torch.int32)
+    k, v = (torch.randn(200, 2, 128, generator=generator) for _ in range(2))
+    shift = torch.randn(256, generator=generator) * 3
+    q = torch.randn(9, heads.heads, heads.width, generator=generator)
+    table, contexts = torch.arange(7, dtype=torch.int32)[None], torch.tensor([200], dtype=torch.int32)
+    found: list[torch.Tensor] = []
+    for shifted in (None, shift):
+        pages = Pages.allocate(heads.layout(32), 7)
+        ops.store_kv(k if shifted is None else k + shift.view(2, 128), v, pages, slots, shifted)
+        found.append(Sequences(pages, table, contexts).attend(q, [9], contexts)[0])
+    # What differs is k + shift - shift, rounded to float16.
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.usefixtures("active")
