@@ -161,3 +161,12 @@ def test_model_file_that_is_not_there_is_named(tmp_path: Path, paths: Paths) -> 
 def test_socket_paths_are_short_wherever_home_is(tmp_path: Path) -> None:
     deep = tmp_path / ("long" * 20) / ("deep" * 20)
     assert len(os.fsencode(find_paths({"KCODE_HOME": str(deep)}).runtime / ("0" * 16 + ".sock"))) < 100
+
+
+def test_another_kind_of_cache_is_another_engine(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    file.touch()
+    plain, int8 = EngineOptions(file), EngineOptions(file, kv="int8")
+    assert plain.key != int8.key
+    assert int8.arguments(tmp_path)[-2:] == ["--kv", "int8"]
+    assert "--kv" not in plain.arguments(tmp_path)

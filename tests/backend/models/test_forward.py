@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from kcode_backend.kernels import native
+from kcode_backend.kernels.pages import KVKind
 from kcode_backend.kv.cache import KVCache, bytes_per_block
 from kcode_backend.models.batch import Batch
 from kcode_backend.models.load import load
@@ -31,13 +32,14 @@ class Sequences:
     """Runs sequences through a model over a cache whose blocks are handed out in a shuffled order."""
 
     model: Model
+    kind: KVKind = KVKind.F16
     kv: KVCache = field(init=False)
     blocks: list[int] = field(init=False)
     tables: dict[int, list[int]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.kv = KVCache.allocate(self.model.config, 64, BLOCK)
+        self.kv = KVCache.allocate(self.model.config, 64, BLOCK, self.kind)
         self.blocks = np.random.default_rng(3).permutation(64).tolist()
 
     def step(self, new: Mapping[int, Sequence[int]], rows: Sequence[int] | None = None) -> torch.Tensor:
@@ -223,6 +225,17 @@ def test_a_chunk_without_wanted_rows_still_fills_the_cache(model: Model) -> None
     sequences = Sequences(model)
     assert sequences.step({0: TOKENS[:40]}, rows=[]).shape == (0, model.config.vocab)
     torch.testing.assert_close(sequences.step({0: TOKENS[40:]}), whole[40:], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(KVKind.INT8, 0.02), (KVKind.INT4, 0.3)])
+def test_a_quantised_cache_says_nearly_the_same(model: Model, kind: KVKind, tolerance: float) -> None:
+    """tolerance: of the logits' standard deviation, for their root mean square error."""
+    whole = Sequences(model).step({0: TOKENS})
+    quantised = Sequences(model, kind)
+    parts = [quantised.step({0: TOKENS[start:end]}) for start, end in ((0, 30), (30, 31), (31, 48))]
+    error = float((torch.cat(parts) - whole).square().mean().sqrt() / whole.std())
+    assert 0 < error < tolerance
+    assert quantised.kv.block_bytes < Sequences(model).kv.block_bytes
 
 
 def test_cache_bytes_per_block(model: Model) -> None:

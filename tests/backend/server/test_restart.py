@@ -98,3 +98,16 @@ def branches(server: EngineServer, session: Conversation, result: str) -> list[i
         cached.append(forked.step(server, ""))
         assert cached[-1] >= session.known[step]
     return cached
+
+
+def test_contexts_of_one_kind_of_cache_serve_no_other(start: Start, tiny_file: Path, tmp_path: Path) -> None:
+    def cached(kind: str) -> int:
+        server = start(tiny_file, "--kv-dir", str(tmp_path / "contexts"), "--kv", kind)
+        server.wait_ready()
+        found = Conversation([{"role": "user", "content": "find the bug " * 20}]).step(server, "")
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(END_S) == 0
+        return found
+
+    assert (cached("int8"), cached("int4")) == (0, 0)
+    assert cached("int8") > 100
