@@ -43,7 +43,7 @@ class Interpreters:
 def find_peers(llama: str | None, ik_llama: str | None, *, install: bool) -> Interpreters:
     """The interpreters given, else those of the scratch environment, which is made when `install` allows it."""
     own = str(FOLDER / "bin" / "python")
-    llama = llama or (own if _has(own, "llama_cpp.server") else None)
+    llama = llama or (own if _has(own, "llama_cpp.server.app") else None)
     ik_llama = ik_llama or (own if _has(own, "ik_llama_cpp") else None)
     if llama is not None or not install:
         return Interpreters(llama, ik_llama, "" if llama else f"not installed in {FOLDER}")
@@ -84,7 +84,7 @@ def _install_llama(python: str) -> str:
     print(f"building {LLAMA} in {FOLDER}, once, with {arguments}; this takes some minutes", file=sys.stderr, flush=True)
     if not _pip(python, ["--no-binary", "llama-cpp-python", LLAMA], {"CMAKE_ARGS": arguments}):
         return "its build failed; pip's messages are above"
-    return "" if _has(python, "llama_cpp.server") else "it was installed but cannot be imported"
+    return "" if _has(python, "llama_cpp.server.app") else "it was installed but cannot be imported"
 
 
 def _pip(python: str, words: list[str], environment: dict[str, str]) -> bool:

@@ -16,7 +16,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -85,14 +85,13 @@ def running(interpreters: dict[str, str], model: Path, threads: int, context: in
         yield peers
 
 
-def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer: int) -> list[list[Measured]]:
-    """For each context one Measured a peer, in the order of `peers`, the first of which is kcode."""
+def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer: int) -> Iterator[list[Measured]]:
+    """For each context, as soon as it is done, one Measured a peer, in the order of `peers`, the first of which is kcode."""
     vocab = int(peers[0].do("probe")["vocab"])
     for peer in peers:
         peer.do("extend", tokens_of(WARM_UP, 1, vocab))
         peer.do("decode", 4)
         peer.do("clear")
-    found: list[list[Measured]] = []
     spent = {peer.name: (0.0, 0.0) for peer in peers}
     have = 0
     for context in sorted(contexts):
@@ -110,8 +109,7 @@ def measure(peers: Sequence[Peer], contexts: Sequence[int], rounds: int, answer:
                 measured.decode.append(times)
                 if probe is not None:
                     measured.shares.append(probe["token_bytes"] * answer / times["elapsed_s"] / probe["bytes_per_s"])
-        found.append(row)
-    return found
+        yield row
 
 
 def tokens_of(count: int, seed: int, vocab: int) -> list[int]:
@@ -119,14 +117,17 @@ def tokens_of(count: int, seed: int, vocab: int) -> list[int]:
     return [(seed * 7919 + place * 104729) % (vocab * 9 // 10) for place in range(count)]
 
 
-def table(found: Sequence[Sequence[Measured]], answer: int) -> list[str]:
-    lines = [f"{'context':>7}  {'engine':10}{'prefill tok/s':>14}{'decode tok/s':>13}{'(slowest-fastest)':>19}  kcode is"]
-    for row in found:
-        for measured in row:
-            low, high = measured.spread(answer)
-            line = f"{measured.context:7}  {measured.name:10}{measured.context / measured.prefill_s:14.1f}"
-            line += f"{answer / measured.decode_s():13.2f}{f'({low:.2f}-{high:.2f})':>19}  "
-            lines.append(line + (_about(measured) if measured is row[0] else _against(row[0], measured)))
+HEADING = f"{'context':>7}  {'engine':10}{'prefill tok/s':>14}{'decode tok/s':>13}{'(slowest-fastest)':>19}  kcode is"
+
+
+def lines_of(row: Sequence[Measured], answer: int) -> list[str]:
+    """One context of the table below HEADING."""
+    lines: list[str] = []
+    for measured in row:
+        low, high = measured.spread(answer)
+        line = f"{measured.context:7}  {measured.name:10}{measured.context / measured.prefill_s:14.1f}"
+        line += f"{answer / measured.decode_s():13.2f}{f'({low:.2f}-{high:.2f})':>19}  "
+        lines.append(line + (_about(measured) if measured is row[0] else _against(row[0], measured)))
     return lines
 
 
@@ -151,10 +152,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     interpreters = {"kcode": sys.executable, **dict(peer.split("=", 1) for peer in given.peer)}
-    with running(interpreters, given.model, given.threads, max(given.contexts)) as peers:
-        found = measure(peers, given.contexts, given.rounds, given.answer)
     print(f"{platform.processor() or platform.machine()}, {given.threads} threads, {given.rounds} rounds, {given.model.name}")
-    print("\n".join(table(found, given.answer)))
+    print(HEADING, flush=True)
+    with running(interpreters, given.model, given.threads, max(given.contexts)) as peers:
+        for row in measure(peers, given.contexts, given.rounds, given.answer):
+            print("\n".join(lines_of(row, given.answer)), flush=True)
 
 
 if __name__ == "__main__":

@@ -80,11 +80,11 @@ def measure_engines(setup: Setup, found: Interpreters, extent: Extent, report: R
         interpreters["llama.cpp"] = found.llama
     if found.ik_llama and (extent is FULL or not found.llama):
         interpreters["ik_llama"] = found.ik_llama
+    print(peers.HEADING, flush=True)
     with peers.running(interpreters, setup.model, setup.threads, max(extent.contexts)) as running:
-        rows = peers.measure(running, extent.contexts, rounds=5, answer=16)
-    print("\n".join(peers.table(rows, answer=16)), flush=True)
-    for row in rows:
-        _take(row, report)
+        for row in peers.measure(running, extent.contexts, rounds=5, answer=16):
+            print("\n".join(peers.lines_of(row, answer=16)), flush=True)
+            _take(row, report)
 
 
 def _take(row: Sequence[peers.Measured], report: Report) -> None:
