@@ -57,7 +57,9 @@ def commands() -> None:
 @click.option("--output-dir", metavar="DIR", help="Write result.json, transcript.jsonl and diff.patch there (headless).")
 @click.option("-c", "--continue", "resume_last", is_flag=True, help="Go on with the last session of this folder.")
 @click.option("-r", "--resume", "resume_id", metavar="ID", help="Go on with the session whose id begins with ID.")
-@click.option("-m", "--model", metavar="NAME", help="A model's name (see kcode models list) or a .gguf file.")
+@click.option(
+    "-m", "--model", metavar="NAME", help="A model's name (see kcode models list), a .gguf file or a folder of safetensors."
+)
 @click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
 @click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")

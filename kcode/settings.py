@@ -24,7 +24,7 @@ SCRIPTED = "scripted:"
 class Settings:
     """Every setting kcode has. Each field is a key of config.toml and, as KCODE_NAME, an environment variable.
 
-    model: a catalogue name, a .gguf file, a name the server at `base_url` knows, or "scripted:FILE".
+    model: a catalogue name, a .gguf file, a folder of safetensors, a name the server at `base_url` knows, or "scripted:FILE".
     base_url: an OpenAI-style server; empty means kcode's own engine.
     api_key_env: the environment variable that holds the server's key; the key itself is never a setting.
     profile: how the model is driven; auto chooses by the model's name and size.

@@ -1,7 +1,8 @@
 """The models kcode knows by name, and the ones that are installed.
 
-A models folder holds one .gguf file per model. A file of the catalogue's name is that model; any other .gguf file is a model
-under its own name without the ending. Unfinished pulls live below `.partial` and are never listed.
+A models folder holds one .gguf file or one folder of safetensors (with a config.json) per model. A file of the catalogue's name
+is that model; any other .gguf file is a model under its own name without the ending, a folder under its name. Unfinished pulls
+live below `.partial` and are never listed.
 """
 
 from __future__ import annotations
@@ -98,11 +99,17 @@ def list_models(models_dir: Path, catalog: Catalog = CATALOG) -> list[ModelListi
     listings = [_listing(entry.name, entry, models_dir / entry.file, models_dir) for entry in catalog]
     known = {entry.file for entry in catalog}
     others = sorted(path for path in models_dir.glob(f"*{SUFFIX}") if path.name not in known and path.is_file())
-    return listings + [_listing(path.stem, None, path, models_dir) for path in others]
+    folders = sorted(path for path in models_dir.glob("[!.]*") if is_model_folder(path))
+    return listings + [_listing(path.name.removesuffix(SUFFIX), None, path, models_dir) for path in (*others, *folders)]
+
+
+def is_model_folder(path: Path) -> bool:
+    """Looks like what transformers saves: a configuration beside safetensors."""
+    return (path / "config.json").is_file() and any(path.glob("*.safetensors"))
 
 
 def find(name_or_path: str, models_dir: Path, catalog: Catalog = CATALOG) -> Path:
-    """The file of an installed model, or the path itself when it is one; NotInstalled or UnknownModel otherwise."""
+    """The file or folder of an installed model, or the path itself when it is one; NotInstalled or UnknownModel otherwise."""
     listings = list_models(models_dir, catalog)
     for listing in listings:
         if listing.name == name_or_path:
@@ -110,19 +117,25 @@ def find(name_or_path: str, models_dir: Path, catalog: Catalog = CATALOG) -> Pat
                 return listing.path
             raise NotInstalled(f"model {name_or_path} is not installed; run: kcode models pull {name_or_path}")
     path = Path(name_or_path).expanduser()
-    if path.is_file():
+    if path.is_file() or is_model_folder(path):
         return path
+    if path.is_dir():
+        raise UnknownModel(f"{name_or_path} is a folder without config.json and safetensors")
     if path.suffix == SUFFIX or len(path.parts) > 1:
         raise UnknownModel(f"there is no model file {name_or_path}")
     known = ", ".join(listing.name for listing in listings)
-    raise UnknownModel(f"there is no model {name_or_path!r}; known: {known}; or give the path of a {SUFFIX} file")
+    raise UnknownModel(
+        f"there is no model {name_or_path!r}; known: {known}; or give the path of a {SUFFIX} file or of a folder of safetensors"
+    )
 
 
 def remove(name: str, models_dir: Path, catalog: Catalog = CATALOG) -> int:
     """Deletes an installed model and what an unfinished pull left; the bytes freed. UnknownModel when there is neither."""
     for listing in list_models(models_dir, catalog):
         if listing.name == name and (listing.path is not None or listing.partial_bytes):
-            if listing.path is not None:
+            if listing.path is not None and listing.path.is_dir() and not listing.path.is_symlink():
+                shutil.rmtree(listing.path)
+            elif listing.path is not None:
                 listing.path.unlink()
             folder = partial_folder(name, models_dir)
             if folder.exists():
@@ -149,6 +162,6 @@ def folder_bytes(folder: Path) -> int:
 
 def _listing(name: str, entry: CatalogEntry | None, path: Path, models_dir: Path) -> ModelListing:
     partial = folder_bytes(partial_folder(name, models_dir))
-    if path.is_file():
-        return ModelListing(name, entry, path, path.stat().st_size, partial)
+    if path.is_file() or (entry is None and path.is_dir()):
+        return ModelListing(name, entry, path, folder_bytes(path) if path.is_dir() else path.stat().st_size, partial)
     return ModelListing(name, entry, None, entry.bytes if entry is not None else 0, partial)

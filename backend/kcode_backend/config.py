@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from kcode_backend.errors import ModelFileError
-from kcode_backend.weights.gguf import TensorInfo
+from kcode_backend.weights.checkpoint import TensorInfo
 from kcode_backend.weights.metadata import Metadata
 
 MAX_COUNT = 1 << 24
@@ -28,6 +28,21 @@ class RopeConfig:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float = 1.0
+    factors: tuple[float, ...] = ()
+    """What each of the dims / 2 frequencies is divided by; empty: nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """Experts in place of the feed-forward network of each layer."""
+
+    experts: int
+    used: int
+    """By each token."""
+    mlp: int
+    """Inner width of one expert."""
+    normalise: bool
+    """The weights of a token's experts are divided by their sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +65,12 @@ class ModelConfig:
     qkv_bias: bool
     rope_interleaved: bool
     """The file stores q and k for rotation of neighbouring pairs (llama) and not of halves (qwen2)."""
+    qk_norm: bool = False
+    """Each head of q and k is normed before the rotation (qwen3)."""
+    moe: MoEConfig | None = None
 
 
-ARCHITECTURES = ("llama", "qwen2")
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "qwen3moe")
 """Values of general.architecture that the engine runs."""
 
 
@@ -66,11 +84,11 @@ def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelC
     heads = keys.count("attention.head_count")
     # The format defines both: heads of equal share of the width, and as many key-value heads as heads, unless said otherwise.
     kv_heads = keys.optional_count("attention.head_count_kv") or heads
-    head_dim = keys.optional_count("attention.key_length") or _quotient(hidden, heads, "embedding_length", "attention.head_count")
+    head_dim = keys.optional_count("attention.key_length") or share(hidden, heads, "embedding_length", "attention.head_count")
     value_dim = keys.optional_count("attention.value_length") or head_dim
     if value_dim != head_dim:
         raise ModelFileError(f"keys of {head_dim} and values of {value_dim} dimensions are not supported together")
-    _quotient(heads, kv_heads, "attention.head_count", "attention.head_count_kv")
+    share(heads, kv_heads, "attention.head_count", "attention.head_count_kv")
     embedding = tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise ModelFileError("there is no tensor token_embd.weight with two dimensions")
@@ -95,6 +113,8 @@ def read_config(metadata: Metadata, tensors: Mapping[str, TensorInfo]) -> ModelC
         tied_embeddings="output.weight" not in tensors,
         qkv_bias="blk.0.attn_q.bias" in tensors,
         rope_interleaved=architecture == "llama",
+        qk_norm=architecture.startswith("qwen3"),
+        moe=_read_moe(keys),
     )
 
 
@@ -128,15 +148,35 @@ class _Keys:
         return self.metadata.optional_text(f"{self.architecture}.{name}")
 
     def _checked(self, name: str, value: int) -> int:
-        if not 1 <= value <= MAX_COUNT:
-            raise ModelFileError(f"{self.architecture}.{name} is {value}, not 1 to {MAX_COUNT}")
-        return value
+        return within(f"{self.architecture}.{name}", value)
 
 
-def _quotient(whole: int, parts: int, whole_name: str, parts_name: str) -> int:
+def within(name: str, value: int) -> int:
+    """The value of a count; ModelFileError when it is none."""
+    if not 1 <= value <= MAX_COUNT:
+        raise ModelFileError(f"{name} is {value}, not 1 to {MAX_COUNT}")
+    return value
+
+
+def share(whole: int, parts: int, whole_name: str, parts_name: str) -> int:
+    """whole / parts; ModelFileError when that leaves a rest."""
     if whole % parts:
         raise ModelFileError(f"{whole_name} {whole} is not a multiple of {parts_name} {parts}")
     return whole // parts
+
+
+def _read_moe(keys: _Keys) -> MoEConfig | None:
+    experts = keys.optional_count("expert_count") if keys.architecture in ("llama", "qwen3moe") else None
+    if experts is None:
+        if keys.architecture == "qwen3moe":
+            raise ModelFileError("the metadata has no key qwen3moe.expert_count")
+        return None
+    used = keys.count("expert_used_count")
+    if used > experts:
+        raise ModelFileError(f"{keys.architecture}.expert_used_count is {used}, but there are {experts} experts")
+    # Files of Mixtral (architecture llama) leave the width out: it is that of the feed-forward network. Both families divide
+    # the weights by their sum, which their files do not say.
+    return MoEConfig(experts, used, keys.optional_count("expert_feed_forward_length") or keys.count("feed_forward_length"), True)
 
 
 def _read_rope(keys: _Keys, head_dim: int) -> RopeConfig:

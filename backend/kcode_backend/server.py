@@ -102,7 +102,7 @@ def read_options(arguments: list[str] | None) -> Options:
         parser.error(f"--api-key-env {given.api_key_env}: there is no such environment variable, or it is empty")
     return Options(
         model=given.model,
-        name=given.name or given.model.stem,
+        name=given.name or given.model.name.removesuffix(".gguf"),
         socket=given.socket,
         host=given.host,
         port=given.port or 0,

@@ -13,7 +13,7 @@ import click
 
 from kcode.errors import ModelNotFound, StartError
 from kcode.paths import find_paths
-from kcode_backend.catalog import DEFAULT_MODEL, ModelListing, find, list_models, remove
+from kcode_backend.catalog import DEFAULT_MODEL, ModelListing, find, folder_bytes, list_models, remove
 from kcode_backend.errors import BackendError, NotInstalled, UnknownModel
 
 if TYPE_CHECKING:
@@ -158,7 +158,8 @@ def show_command(name: str) -> None:
     listing = next((listing for listing in list_models(folder) if listing.name == wanted), None)
     if listing is None:
         path = installed_model(wanted, folder)
-        listing = ModelListing(path.stem, None, path, path.stat().st_size, 0)
+        size = folder_bytes(path) if path.is_dir() else path.stat().st_size
+        listing = ModelListing(path.name.removesuffix(".gguf"), None, path, size, 0)
     lines = [("name", listing.name), ("state", _state(listing)), ("size", f"{listing.bytes:,} bytes")]
     if listing.path is not None:
         lines.append(("file", str(listing.path)))

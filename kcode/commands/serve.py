@@ -45,9 +45,10 @@ def command(
     kv: str | None,
     shutdown_timeout: float,
 ) -> None:
-    """Serve MODEL (a catalogue name or a .gguf file) over the OpenAI protocol until it is stopped."""
+    """Serve MODEL (a catalogue name, a .gguf file or a folder of safetensors) over the OpenAI protocol until it is stopped."""
     file = installed_model(model, find_paths().models)
-    arguments = ["--model", str(file), "--name", file.stem]
+    name = file.name.removesuffix(".gguf")
+    arguments = ["--model", str(file), "--name", name]
     arguments += ["--socket", os.path.abspath(socket)] if socket else ["--host", host, "--port", str(port)]
     if api_key_env is not None:
         if not os.environ.get(api_key_env, ""):
@@ -64,7 +65,7 @@ def command(
     for name, value in (("--context", context), ("--threads", threads), ("--kv", kv)):
         if value is not None:
             arguments += [name, str(value)]
-    click.echo(f"serving {file.stem} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)
+    click.echo(f"serving {name} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)
     # The engine takes this process's place, so signals and the exit code are its own.
     os.execv(sys.executable, [sys.executable, "-m", "kcode_backend.server", *arguments])
 

@@ -61,7 +61,7 @@ class EngineOptions:
 
     @property
     def name(self) -> str:
-        return self.model.stem
+        return self.model.name.removesuffix(".gguf")
 
     def arguments(self, socket: Path) -> list[str]:
         arguments = ["--model", str(self.model), "--socket", str(socket), "--name", self.name]

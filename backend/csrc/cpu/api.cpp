@@ -81,6 +81,17 @@ KC_EXPORT int kc_linear(int isa, const Part *parts, int part_count, const float 
     return 0;
 }
 
+// 1: a part is packed for another number of lanes; nothing was computed.
+KC_EXPORT int kc_moe(int isa, const Part *parts, int experts, const float *x, int tokens, const int32_t *ids, const float *weights,
+                     int chosen, float *out) {
+    const KernelTable *kernels = table(isa);
+    for (int i = 0; i < 3 * experts; i++)
+        if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
+    const MoeCall call{parts, experts, x, tokens, ids, weights, chosen, out};
+    if (tokens > 0) kernels->moe(&call);
+    return 0;
+}
+
 KC_EXPORT void kc_rms_norm(int isa, const float *x, float *residual, const float *weight, float eps, int rows, int width, float *out) {
     table(isa)->rms_norm(x, residual, weight, eps, rows, width, out);
 }

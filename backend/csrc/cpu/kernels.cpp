@@ -22,6 +22,7 @@ namespace {
 #include "quantize.h"
 #include "dense.h"
 #include "linear.h"
+#include "moe.h"
 #include "norm.h"
 #include "rope.h"
 #include "activation.h"
@@ -37,4 +38,5 @@ namespace {
 #define KC_TABLE(isa) KC_JOIN(kc_table_, isa)
 
 extern "C" const KernelTable KC_TABLE(KC_ISA) = {KC_ISA::LANES,    KC_ISA::linear,   KC_ISA::rms_norm,  KC_ISA::rope,
-                                                 KC_ISA::silu_mul, KC_ISA::store_kv, KC_ISA::attention, KC_ISA::multiply_probe};
+                                                 KC_ISA::silu_mul, KC_ISA::store_kv, KC_ISA::attention, KC_ISA::multiply_probe,
+                                                 KC_ISA::moe};

@@ -183,6 +183,17 @@ struct RopeCall {
     int rotary, interleaved;
 };
 
+struct MoeCall {  // see moe.h
+    const Part *parts;  // gate, up and down of each expert
+    int experts;
+    const float *x;
+    int tokens;
+    const int32_t *ids;    // [tokens][chosen]
+    const float *weights;  // [tokens][chosen]
+    int chosen;
+    float *out;
+};
+
 struct KernelTable {
     int lanes;
     void (*linear)(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out);
@@ -192,6 +203,7 @@ struct KernelTable {
     void (*store_kv)(const StoreCall *call);
     void (*attention)(const AttentionCall *call);
     void (*multiply_probe)(int64_t repetitions);
+    void (*moe)(const MoeCall *call);
 };
 
 extern "C" {

@@ -279,6 +279,20 @@ template <class F> void narrow_product(const Product &p, Floats (*acc)[MAX_TILES
         }
 }
 
+void multiply_groups(int format, const Product &product, Floats (*acc)[MAX_TILES]) {
+    switch (format) {
+    case Q4_K: return wide_product<FormatQ4_K>(product, acc);
+    case Q5_K: return wide_product<FormatQ5_K>(product, acc);
+    case Q6_K: return wide_product<FormatQ6_K>(product, acc);
+    case Q4_0: return narrow_product<FormatQ4_0>(product, acc);
+    case INT4: return narrow_product<FormatINT4>(product, acc);
+    case Q4_1: return narrow_product<FormatQ4_1>(product, acc);
+    case Q5_0: return narrow_product<FormatQ5_0>(product, acc);
+    case Q5_1: return narrow_product<FormatQ5_1>(product, acc);
+    default: return narrow_product<FormatQ8_0>(product, acc);
+    }
+}
+
 struct LinearPart {
     Part part;
     int first_row, groups, groups_per_task, tasks;
@@ -316,17 +330,7 @@ void packed_groups(const LinearJob &job, const LinearPart &entry, int group, int
     const uint8_t *x = (is_wide ? job.wide : job.narrow) + (int64_t)first_token * token_bytes;
     const Product product{part.data + group * group_bytes, groups, blocks, x, (int64_t)job.tokens * token_bytes, tokens};
     Floats acc[MAX_TOKEN_BLOCK][MAX_TILES];
-    switch (part.format) {
-    case Q4_K: wide_product<FormatQ4_K>(product, acc); break;
-    case Q5_K: wide_product<FormatQ5_K>(product, acc); break;
-    case Q6_K: wide_product<FormatQ6_K>(product, acc); break;
-    case Q4_0: narrow_product<FormatQ4_0>(product, acc); break;
-    case INT4: narrow_product<FormatINT4>(product, acc); break;
-    case Q4_1: narrow_product<FormatQ4_1>(product, acc); break;
-    case Q5_0: narrow_product<FormatQ5_0>(product, acc); break;
-    case Q5_1: narrow_product<FormatQ5_1>(product, acc); break;
-    default: narrow_product<FormatQ8_0>(product, acc);
-    }
+    multiply_groups(part.format, product, acc);
     for (int r = 0; r < groups; r++) write_rows(job, entry, group + r, first_token, tokens, acc, r);
 }
 

@@ -50,6 +50,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_pack": (None, [_INT, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER]),
     "kc_unpack_rows": (None, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER]),
     "kc_linear": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
+    "kc_moe": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER]),
     "kc_rms_norm": (None, [_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
     "kc_rope": (None, [_INT, _POINTER, _LONG, _INT, _POINTER, _LONG, _INT, _INT, _INT, _POINTER, _POINTER, _INT, _INT]),
     "kc_silu_mul": (None, [_INT, _POINTER, _INT, _INT, _POINTER]),
@@ -123,8 +124,27 @@ class Kernels:
             self.number, ctypes.addressof(parts), len(parts), x.data_ptr(), x.shape[0], bias_pointer, out.data_ptr()
         )
         if status:
-            lanes = [part.lanes for part in parts]
-            raise ValueError(f"the weight was packed for {lanes} lanes, {self.isa} reads {self.lanes}: pack it again")
+            raise self._other_lanes(parts)
+
+    def moe(
+        self,
+        x: torch.Tensor,
+        parts: ctypes.Array[PartDescriptor],
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        tokens, chosen = ids.shape
+        routing = (ids.data_ptr(), weights.data_ptr(), chosen)
+        status = self.library.kc_moe(
+            self.number, ctypes.addressof(parts), len(parts) // 3, x.data_ptr(), tokens, *routing, out.data_ptr()
+        )
+        if status:
+            raise self._other_lanes(parts)
+
+    def _other_lanes(self, parts: ctypes.Array[PartDescriptor]) -> ValueError:
+        lanes = sorted({part.lanes for part in parts})
+        return ValueError(f"the weight was packed for {lanes} lanes, {self.isa} reads {self.lanes}: pack it again")
 
     def rms_norm(
         self, x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float, out: torch.Tensor

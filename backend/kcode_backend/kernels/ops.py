@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from kcode_backend.kernels import native, packed, reference
-from kcode_backend.kernels.packed import PackedWeight
+from kcode_backend.kernels.packed import PackedExperts, PackedWeight
 from kcode_backend.kernels.pages import Pages
 
 # MAX_WIDTH of csrc/cpu/attention.h.
@@ -29,6 +29,30 @@ def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = No
         return reference.linear(x, torch.from_numpy(packed.dequantize(weight)), bias)
     out = torch.empty(n, out_features)
     kernels.linear(x, weight.descriptor, bias, out)
+    return out
+
+
+def moe(x: torch.Tensor, experts: PackedExperts, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """x: [n, hidden], ids: [n, k] int32 of experts, weights: [n, k] -> sum of weights * down(silu(gate(x)) * up(x)), [n, hidden].
+
+    Only the weights of experts that are named in `ids` are read. An expert may be named twice for a token. Rounds as `linear`.
+    """
+    _float_matrix("x", x)
+    n, width = x.shape
+    if width != experts.hidden:
+        raise ValueError(f"x has {width} columns, the experts take {experts.hidden}")
+    if ids.dim() != 2 or ids.dtype is not torch.int32 or ids.shape[0] != n or ids.shape[1] < 1 or not ids.is_contiguous():
+        raise ValueError(f"ids must be contiguous int32 [{n}, chosen], got {ids.dtype} {tuple(ids.shape)}")
+    _float_matrix("weights", weights)
+    if weights.shape != ids.shape:
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, ids {tuple(ids.shape)}")
+    if n and not (int(ids.min()) >= 0 and int(ids.max()) < experts.count):
+        raise ValueError(f"experts {int(ids.min())}..{int(ids.max())} are outside of 0..{experts.count - 1}")
+    kernels = native.active()
+    if kernels is None:
+        return reference.moe(x, experts, ids, weights)
+    out = torch.empty(n, width)
+    kernels.moe(x, experts.descriptor, ids, weights, out)
     return out
 
 

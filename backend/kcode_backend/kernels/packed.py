@@ -8,6 +8,7 @@ Packing loses nothing: `dequantize` of a packed weight gives the file's numbers 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +98,43 @@ def stack(weights: list[PackedWeight]) -> PackedWeight:
     return _weight(tuple(part for weight in weights for part in weight.parts))
 
 
+@dataclass(frozen=True)
+class PackedExperts:
+    """Gated feed-forward networks of one shape: gate and up [inner, hidden], down [hidden, inner]; formats are free."""
+
+    hidden: int
+    inner: int
+    gates: tuple[PackedWeight, ...]
+    ups: tuple[PackedWeight, ...]
+    downs: tuple[PackedWeight, ...]
+    descriptor: ctypes.Array[native.PartDescriptor] = field(compare=False, repr=False)
+
+    @property
+    def count(self) -> int:
+        return len(self.gates)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(weight.nbytes for weight in (*self.gates, *self.ups, *self.downs))
+
+
+def experts(gates: tuple[PackedWeight, ...], ups: tuple[PackedWeight, ...], downs: tuple[PackedWeight, ...]) -> PackedExperts:
+    """Shares the weights' memory. ValueError when shapes disagree or a weight has several parts."""
+    if not gates or not len(gates) == len(ups) == len(downs):
+        raise ValueError(f"experts need as many gates as ups and downs, got {len(gates)}, {len(ups)} and {len(downs)}")
+    inner, hidden = gates[0].shape
+    for expert, (gate, up, down) in enumerate(zip(gates, ups, downs, strict=True)):
+        shapes = (gate.shape, up.shape, down.shape)
+        if shapes != ((inner, hidden), (inner, hidden), (hidden, inner)):
+            raise ValueError(f"expert {expert} has the shapes {shapes}; gate and up must be {(inner, hidden)}, down its reverse")
+    parts: list[PackedPart] = []
+    for weight in (weight for expert in zip(gates, ups, downs, strict=True) for weight in expert):
+        if len(weight.parts) != 1:
+            raise ValueError(f"an expert's weight must have one part, not {len(weight.parts)}")
+        parts.append(weight.parts[0])
+    return PackedExperts(hidden, inner, gates, ups, downs, _describe(parts))
+
+
 def dequantize(weight: PackedWeight) -> npt.NDArray[np.float32]:
     """The whole weight as float32 [out, in]."""
     ids = np.arange(weight.shape[0], dtype=np.int32)
@@ -131,6 +169,10 @@ def _part_rows(part: PackedPart, rows: npt.NDArray[np.int32], kernels: native.Ke
 
 
 def _weight(parts: tuple[PackedPart, ...]) -> PackedWeight:
+    return PackedWeight((sum(part.rows for part in parts), parts[0].columns), parts, _describe(parts))
+
+
+def _describe(parts: Sequence[PackedPart]) -> ctypes.Array[native.PartDescriptor]:
     descriptor = (native.PartDescriptor * len(parts))()
     for entry, part in zip(descriptor, parts, strict=True):
         entry.data = part.data.ctypes.data
@@ -138,4 +180,4 @@ def _weight(parts: tuple[PackedPart, ...]) -> PackedWeight:
         entry.rows = part.rows
         entry.columns = part.columns
         entry.lanes = part.lanes
-    return PackedWeight((sum(part.rows for part in parts), parts[0].columns), parts, descriptor)
+    return descriptor

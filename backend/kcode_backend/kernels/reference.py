@@ -8,11 +8,24 @@ import numpy.typing as npt
 import torch
 from gguf.quants import dequantize as gguf_dequantize
 
+from kcode_backend.kernels import packed
+from kcode_backend.kernels.packed import PackedExperts
 from kcode_backend.kernels.pages import Pages
 from kcode_backend.kernels.reference_kv import read_kv, store_kv
 from kcode_backend.weights.quant import QuantFormat
 
-__all__ = ["add_rms_norm", "dequantize", "linear", "paged_attention", "read_kv", "rms_norm", "rope_", "silu_mul", "store_kv"]
+__all__ = [
+    "add_rms_norm",
+    "dequantize",
+    "linear",
+    "moe",
+    "paged_attention",
+    "read_kv",
+    "rms_norm",
+    "rope_",
+    "silu_mul",
+    "store_kv",
+]
 
 
 def dequantize(quant: QuantFormat, rows: npt.NDArray[np.uint8], columns: int) -> npt.NDArray[np.float32]:
@@ -63,6 +76,20 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up: [n, 2*m] -> silu(first half) * second half."""
     gate, up = gate_up.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
+
+
+def moe(x: torch.Tensor, experts: PackedExperts, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """See ops.moe."""
+    out = torch.zeros_like(x)
+    for expert in ids.unique().tolist():
+        gate, up, down = (
+            torch.from_numpy(packed.dequantize(part[expert])).to(x.dtype) for part in (experts.gates, experts.ups, experts.downs)
+        )
+        tokens, places = (ids == expert).nonzero(as_tuple=True)
+        chosen = x[tokens]
+        hidden = torch.nn.functional.silu(chosen @ gate.T) * (chosen @ up.T)
+        out.index_add_(0, tokens, (hidden @ down.T) * weights[tokens, places, None])
+    return out
 
 
 def paged_attention(

@@ -35,6 +35,9 @@ class Attention:
     output: PackedWeight
     key_shift: Tensor | None
     """float32 [kv_heads * head_dim]: what the cache leaves out of every key, see layers/build.py."""
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+    """float32 [head_dim]; with both, each head is normed before it is rotated."""
 
     def forward(self, x: Tensor, step: Step, pages: Pages) -> Tensor:
         """x: [tokens, hidden] -> [tokens, heads * head_dim] before the output projection; writes the layer's cache."""
@@ -45,6 +48,9 @@ class Attention:
         q = projected[:, :q_width].view(tokens, config.heads, config.head_dim)
         k = projected[:, q_width : q_width + kv_width].view(tokens, config.kv_heads, config.head_dim)
         v = projected[:, q_width + kv_width :].view(tokens, config.kv_heads, config.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q = ops.rms_norm(q.contiguous(), self.q_norm, config.norm_eps)
+            k = ops.rms_norm(k.contiguous(), self.k_norm, config.norm_eps)
         ops.rope_(q, k, step.positions, step.rope_table, config.rope_interleaved)
         ops.store_kv(k, v, pages, step.slots, self.key_shift)
         scale = config.head_dim**-0.5

@@ -1,4 +1,4 @@
-"""A stack of attention and gated MLP between an embedding and a head: what llama, qwen2 and their kin have in common."""
+"""A stack of attention and gated MLP or experts between an embedding and a head: what llama, qwen and their kin share."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from kcode_backend.kernels.packed import PackedWeight
 from kcode_backend.kv.cache import KVCache
 from kcode_backend.layers.attention import Attention, Step
 from kcode_backend.layers.mlp import GatedMLP
+from kcode_backend.layers.moe import SparseMLP
 from kcode_backend.layers.rope import RopeTable
 from kcode_backend.models.batch import Batch
 
@@ -24,12 +25,12 @@ class Block:
     attention_norm: Tensor
     attention: Attention
     mlp_norm: Tensor
-    mlp: GatedMLP
+    mlp: GatedMLP | SparseMLP
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """The network of a dense decoder-only model."""
+    """The network of a decoder-only model."""
 
     config: ModelConfig
     embedding: PackedWeight

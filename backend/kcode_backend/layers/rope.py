@@ -16,8 +16,10 @@ class RopeTable:
     """Angles by position; grows to the longest context asked for, so that a long limit costs nothing until it is used."""
 
     def __init__(self, rope: RopeConfig, factors: Tensor | None = None) -> None:
-        """factors: float32 [dims / 2]; each frequency is divided by its factor (Llama 3.1's scaling, given by the file)."""
+        """factors: float32 [dims / 2]; each frequency is divided by its factor (Llama 3.1's scaling, a tensor of GGUF files)."""
         frequencies = _frequencies(rope)
+        if rope.factors:
+            frequencies = frequencies / torch.tensor(rope.factors, dtype=torch.float64)
         self.frequencies = frequencies if factors is None else frequencies / factors.double()
         """float64 [dims / 2]: radians per position."""
         self.magnitude = _magnitude(rope)

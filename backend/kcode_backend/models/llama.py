@@ -1,4 +1,4 @@
-"""Llama 3 and SmolLM: no biases; q and k stored for rotation of neighbouring pairs; Llama 3.1 scales frequencies by a table."""
+"""Llama 3, SmolLM, Mixtral: no biases; GGUF stores q and k for rotation of neighbouring pairs; Llama 3.1 scales frequencies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model file to a model that runs."""
+"""From a model on disk to a model that runs."""
 
 from __future__ import annotations
 
@@ -7,35 +7,69 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kcode_backend.config import ModelConfig, read_config
-from kcode_backend.models import llama, qwen2
+from kcode_backend.config_json import read_config_json, read_json
+from kcode_backend.models import llama, qwen2, qwen3
 from kcode_backend.models.model import Model, Network
 from kcode_backend.tokenizer import Tokenizer, read_vocabulary
-from kcode_backend.weights.gguf import GGUFFile, naming
+from kcode_backend.tokenizer_json import read_chat_template, read_vocabulary_json
+from kcode_backend.weights.checkpoint import Checkpoint, naming
+from kcode_backend.weights.gguf import GGUFFile
 from kcode_backend.weights.reader import LoadProgress, WeightReader
+from kcode_backend.weights.safetensors import SafetensorsFolder
 
-BUILDERS: dict[str, Callable[[ModelConfig, WeightReader], Network]] = {"llama": llama.build, "qwen2": qwen2.build}
+BUILDERS: dict[str, Callable[[ModelConfig, WeightReader], Network]] = {
+    "llama": llama.build,
+    "qwen2": qwen2.build,
+    "qwen3": qwen3.build,
+    "qwen3moe": qwen3.build,
+}
 
 SAMPLE_BYTES = 1024
-"""Of each tensor, from its middle, that go into the fingerprint."""
+"""Of a tensor, from its middle, that go into the fingerprint."""
+MAX_SAMPLES = 4096
+"""Of tensors, evenly spread over them: a model of many experts has hundreds of thousands."""
 
 
 def load(path: Path, on_progress: LoadProgress | None = None) -> Model:
-    """Loads a GGUF file; ModelFileError names the file and the value when it is damaged or of an unknown kind."""
+    """Loads a GGUF file or a folder of safetensors; ModelFileError names the file and the value when it is damaged or unknown."""
+    return _load_folder(path, on_progress) if path.is_dir() else _load_gguf(path, on_progress)
+
+
+def _load_gguf(path: Path, on_progress: LoadProgress | None) -> Model:
     file = GGUFFile(path)
     with naming(path):
         config = read_config(file.metadata, file.tensors)
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
-        weights = WeightReader(file, on_progress)
-        network = BUILDERS[config.architecture](config, weights)
-        weights.finish()
+        network = _build(config, file, on_progress)
         chat_template = file.metadata.optional_text("tokenizer.chat_template") or ""
     return Model(config, tokenizer, fingerprint(file), chat_template, network)
 
 
-def fingerprint(file: GGUFFile) -> str:
-    """32 hex digits of the whole header and a sample of every tensor: cheap, and different for different weights."""
-    digest = hashlib.sha256(file.bytes_at(0, file.data_start))
-    for info in file.tensors.values():
-        start = info.start + max(0, info.size - SAMPLE_BYTES) // 2
-        digest.update(file.bytes_at(start, min(SAMPLE_BYTES, info.size)))
+def _load_folder(path: Path, on_progress: LoadProgress | None) -> Model:
+    folder = SafetensorsFolder(path)
+    with naming(path / "config.json"):
+        stated = read_json(path / "config.json")
+        config = read_config_json(stated, folder.tensors, path.resolve().name)
+    vocabulary = read_vocabulary_json(path, stated, config.vocab)
+    with naming(path):
+        tokenizer = Tokenizer(vocabulary)
+        network = _build(config, folder, on_progress)
+    return Model(config, tokenizer, fingerprint(folder), read_chat_template(path), network)
+
+
+def _build(config: ModelConfig, source: Checkpoint, on_progress: LoadProgress | None) -> Network:
+    weights = WeightReader(source, on_progress)
+    network = BUILDERS[config.architecture](config, weights)
+    weights.finish()
+    return network
+
+
+def fingerprint(source: Checkpoint) -> str:
+    """32 hex digits of the whole header and samples of the tensors: cheap, and different for different weights."""
+    digest = hashlib.sha256(source.header())
+    names = list(source.tensors)
+    for name in names[:: -(-len(names) // MAX_SAMPLES)]:
+        data = source.data(name)
+        start = max(0, data.size - SAMPLE_BYTES) // 2
+        digest.update(data[start : start + SAMPLE_BYTES].tobytes())
     return digest.hexdigest()[:32]

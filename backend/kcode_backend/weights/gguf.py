@@ -14,8 +14,7 @@ import itertools
 import math
 import mmap
 import struct
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kcode_backend.errors import ModelFileError
+from kcode_backend.weights.checkpoint import TensorInfo, TensorType, naming
 from kcode_backend.weights.metadata import Metadata, Scalar, Value
 
 MAGIC = b"GGUF"
@@ -35,15 +35,6 @@ MAX_NAME_BYTES = 256
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    """How elements are stored: `block_bytes` bytes for each `block` elements of a row."""
-
-    name: str
-    block: int
-    block_bytes: int
 
 
 TENSOR_TYPES: dict[int, TensorType] = {
@@ -87,19 +78,6 @@ TENSOR_TYPES: dict[int, TensorType] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """Where a tensor lies. `shape` has the row length last, as in torch; the file has it first."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: TensorType
-    start: int
-    """Byte position in the file."""
-    size: int
-    """Bytes."""
-
-
 class GGUFFile:
     """An open file; the map lives as long as this object or any array taken from it."""
 
@@ -126,19 +104,8 @@ class GGUFFile:
         start = info.start // mmap.PAGESIZE * mmap.PAGESIZE
         self._map.madvise(mmap.MADV_DONTNEED, start, info.start + info.size - start)
 
-    def bytes_at(self, start: int, size: int) -> bytes:
-        """A copy of `size` bytes of the file from `start`, fewer at its end."""
-        return self._map[start : start + size]
-
-
-@contextmanager
-def naming(path: Path) -> Generator[None]:
-    """Puts the file's name before the message of a ModelFileError from inside."""
-    try:
-        yield
-    except ModelFileError as error:
-        message = str(error)
-        raise ModelFileError(message if message.startswith(f"{path}: ") else f"{path}: {message}") from error
+    def header(self) -> bytes:
+        return self._map[: self.data_start]
 
 
 def _map_file(path: Path) -> mmap.mmap:

@@ -58,7 +58,8 @@ def test_find_says_what_to_do(tmp_path: Path) -> None:
         find(DEFAULT.name, tmp_path)
     assert str(caught.value) == f"model {DEFAULT.name} is not installed; run: kcode models pull {DEFAULT.name}"
     with pytest.raises(
-        UnknownModel, match=r"there is no model 'nobody'; known: qwen2\.5-coder-1\.5b.*; or give the path of a \.gguf file"
+        UnknownModel,
+        match=r"there is no model 'nobody'; known: qwen2\.5-coder-1\.5b.*; or give the path of a \.gguf file or of a folder",
     ):
         find("nobody", tmp_path)
     for path in ("nobody.gguf", "some/where"):
@@ -75,3 +76,17 @@ def test_remove_frees_the_file_and_the_unfinished_pull(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
     with pytest.raises(UnknownModel, match=f"model {DEFAULT.name} is not installed in {tmp_path}"):
         remove(DEFAULT.name, tmp_path)
+
+
+def test_a_folder_of_safetensors_is_a_model_under_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "Tiny-2.5"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(bytes(3))
+    with pytest.raises(UnknownModel, match=r"is a folder without config\.json and safetensors"):
+        find(str(folder), tmp_path)
+    (folder / "model.safetensors").write_bytes(bytes(4))
+    assert list_models(tmp_path)[-1] == ModelListing("Tiny-2.5", None, folder, 7, 0)
+    assert find("Tiny-2.5", tmp_path) == folder
+    assert find(str(folder), tmp_path / "nowhere") == folder
+    assert remove("Tiny-2.5", tmp_path) == 7
+    assert not folder.exists()

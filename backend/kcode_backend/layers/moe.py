@@ -1,0 +1,28 @@
+"""A mixture of experts: a router chooses a few gated networks for each token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kcode_backend.kernels import ops
+from kcode_backend.kernels.packed import PackedExperts, PackedWeight
+
+
+@dataclass(frozen=True, slots=True)
+class SparseMLP:
+    """Softmax over all experts, the `used` best, their weights as they are or divided by their sum."""
+
+    router: PackedWeight
+    experts: PackedExperts
+    used: int
+    normalise: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [tokens, hidden] -> [tokens, hidden]."""
+        weights, ids = torch.softmax(ops.linear(x, self.router), dim=-1).topk(self.used)
+        if self.normalise:
+            weights = weights / weights.sum(dim=-1, keepdim=True)
+        return ops.moe(x, self.experts, ids.int(), weights)
