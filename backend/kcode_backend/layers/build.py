@@ -22,6 +22,8 @@ def build_decoder(config: ModelConfig, weights: WeightReader, rope_factors: Tens
     if config.tied_embeddings:
         weights.discard(names.OUTPUT)
     embedding = weights.matrix(names.EMBEDDING, config.vocab, config.hidden)
+    # The largest weights come first: while one is packed, its pages of the file are in memory as well.
+    head = embedding if config.tied_embeddings else weights.matrix(names.OUTPUT, config.vocab, config.hidden)
     rope = RopeTable(config.rope, rope_factors)
     blocks = tuple(_build_block(config, weights, rope, layer) for layer in range(config.layers))
     return Decoder(
@@ -29,7 +31,7 @@ def build_decoder(config: ModelConfig, weights: WeightReader, rope_factors: Tens
         embedding=embedding,
         blocks=blocks,
         output_norm=weights.vector(names.OUTPUT_NORM, config.hidden),
-        head=embedding if config.tied_embeddings else weights.matrix(names.OUTPUT, config.vocab, config.hidden),
+        head=head,
         rope=rope,
     )
 

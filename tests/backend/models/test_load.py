@@ -113,8 +113,8 @@ def test_a_tensor_of_another_architecture_is_refused(tiny: TinyModel, write_tiny
 
 
 def test_a_weight_format_that_cannot_run_is_named(tiny: TinyModel, write_tiny: WriteTiny) -> None:
-    path = write_tiny(replace(tiny, quant="Q5_0"))
-    with pytest.raises(ModelFileError, match=r"is stored as Q5_0, which is not supported; supported: F32, F16, Q4_0"):
+    path = write_tiny(replace(tiny, quant="MXFP4"))
+    with pytest.raises(ModelFileError, match=r"is stored as MXFP4, which is not supported; supported: F32, F16, Q4_0, Q4_1"):
         load(path)
 
 
