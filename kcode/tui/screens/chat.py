@@ -21,6 +21,7 @@ from kcode.errors import KcodeError, ModelNotFound
 from kcode.events import CallFinished, Event, Notice, Prefill, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
 from kcode.tui.commands import looks_like_command, matching, parsed
+from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
 from kcode.tui.port import Launch, ModelStore, Sessions
@@ -70,10 +71,9 @@ class ChatScreen(Screen[None]):
             sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
         )
         self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session)
+        self._count = ContextCount(self._conversation, self._tell_facts)
         self._quit_armed_at = 0.0
         self._may_open = False
-        self._is_counting = False
-        self._is_stale = False
 
     def compose(self) -> ComposeResult:
         yield self._transcript
@@ -91,6 +91,7 @@ class ChatScreen(Screen[None]):
         self.call_after_refresh(self._begin)
 
     async def on_unmount(self) -> None:
+        self._count.close()
         await self._conversation.close()
 
     def on_prompt_sent(self, message: Prompt.Sent) -> None:
@@ -246,29 +247,11 @@ class ChatScreen(Screen[None]):
                 self._tell_facts(elapsed_s=duration_s)
                 # After an error there may be no engine, and counting would start it.
                 if status != "error":
-                    self._count_soon()
+                    self._count.soon()
             case CallFinished() | Notice(level="info"):
-                self._count_soon()
+                self._count.soon()
             case _:
                 pass
-
-    def _count_soon(self) -> None:
-        """One count at a time; what happens during it asks for one more."""
-        self._is_stale = True
-        if not self._is_counting:
-            self.run_worker(self._count_context(), group="count")
-
-    async def _count_context(self) -> None:
-        """What the driver of a small model says and runs itself comes with no count of the model's."""
-        self._is_counting = True
-        try:
-            while self._is_stale and (session := self._conversation.session) is not None:
-                self._is_stale = False
-                await session.count_context()
-                if session is self._conversation.session:
-                    self._tell_facts()
-        finally:
-            self._is_counting = False
 
     def _changed(self) -> None:
         """The session, the queue or whether a turn runs has changed."""
