@@ -84,12 +84,12 @@ class World:
     def step(self, budget: int) -> None:
         """One pass; each sequence that is through its prompt ends with it."""
         self._take_arrivals()
-        plan = self.scheduler.plan(budget)
+        plan = self.scheduler.plan(list(self.scheduler.sequences), budget)
         while not plan.spans and self.scheduler.sequences:
             assert any(sequence.fetch for sequence in self.scheduler.sequences), "nothing to compute and nothing on its way"
             self._arrive(self.arrivals.get(timeout=20))
             self.check()
-            plan = self.scheduler.plan(budget)
+            plan = self.scheduler.plan(list(self.scheduler.sequences), budget)
         self._compute(plan)
         self.scheduler.commit(plan)
         self.check()
