@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent_trace import DEFAULT, AgentTrace, Json, read_trace
-from servers import Answer, Setup, end_with_children, keeps_cache_on_disk, start_kcode
+from servers import Answer, Setup, end_with_children, start_kcode
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kcode-resume-") as scratch:
         setup = Setup(given.model, max(given.tokens, 4096), given.threads, Path(scratch))
         found = measure(setup, session_of(trace, given.tokens), trace.tools)
-    kept = "kept on disk" if keeps_cache_on_disk() else "not kept: this engine has no disk tier"
     print(
         f"{found.cold.prompt_tokens} tokens: first {found.cold.first_s:.2f} s, after the restart {found.resumed.first_s:.2f} s "
-        f"({found.resumed.cached_tokens} found again, {kept}): {found.ratio:.2f} x"
+        f"({found.resumed.cached_tokens} found again): {found.ratio:.2f} x"
     )
 
 

@@ -168,12 +168,10 @@ class KcodeServer:
 
     def __init__(self, process: ServerProcess) -> None:
         self._process = process
-        tried: Json = {**_body([{"role": "user", "content": "x"}], [], 1), "kcode": {"draft": "x"}}
-        self.takes_drafts = process.client.post("/v1/chat/completions", json=tried).status_code == 200
 
     def ask(self, messages: Sequence[Json], tools: Sequence[Json], max_tokens: int, draft: str = "") -> Answer:
         extension: Json = {"session": "bench"}
-        if draft and self.takes_drafts:
+        if draft:
             extension["draft"] = draft
         text: list[str] = []
         first_s = end_s = 0.0
@@ -251,23 +249,14 @@ class Setup:
 
 
 def start_kcode(setup: Setup, kv_folder: Path | None = None) -> KcodeServer:
-    """`kv_folder` is where the cache survives a restart, if the server can do that."""
+    """`kv_folder` is where the cache survives a restart."""
     port = _free_port()
     command = [sys.executable, "-m", "kcode_backend.server", "--model", str(setup.model), "--port", str(port)]
     command += ["--context", str(setup.context), "--threads", str(setup.threads)]
-    if kv_folder is not None and keeps_cache_on_disk():
+    if kv_folder is not None:
         command += ["--kv-dir", str(kv_folder)]
     environment = {"PYTHONPATH": os.pathsep.join([str(BACKEND), os.environ.get("PYTHONPATH", "")])}
     return KcodeServer(ServerProcess(command, port, setup.scratch / "kcode.log", environment))
-
-
-def keeps_cache_on_disk() -> bool:
-    """Whether this version's server can keep its cache across restarts."""
-    environment = {**os.environ, "PYTHONPATH": str(BACKEND)}
-    helped = subprocess.run(
-        [sys.executable, "-m", "kcode_backend.server", "--help"], env=environment, stdout=subprocess.PIPE, text=True, check=True
-    )
-    return "--kv-dir" in helped.stdout
 
 
 def start_llama(setup: Setup, python: str, *, cache: bool) -> LlamaServer:
