@@ -52,7 +52,7 @@ class ScriptedSession:
     sandbox_description: str = "bubblewrap · workspace-write · network off"
     records: list[Record] = field(default_factory=list)
     approval_mode: ApprovalMode = "ask"
-    start_s: float = 0.0
+    loaded: asyncio.Event | None = None
     patch: str = ""
     replies: list[Reply] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -92,7 +92,8 @@ class ScriptedSession:
             yield TurnFinished(turn, status, reason, "", Usage(4000, 3500, 120), 2, 3.2)
 
     async def start(self) -> None:
-        await asyncio.sleep(self.start_s)
+        if self.loaded is not None:
+            await self.loaded.wait()
 
     async def count_context(self) -> None:
         """The model has nothing to add to what the events say."""
@@ -145,7 +146,7 @@ class ScriptedSessions:
     problem: KcodeError | None = None
     listed: Sequence[Past] = ()
     history: Sequence[Record] = ()
-    start_s: float = 0.0
+    loaded: asyncio.Event | None = None
     patch: str = ""
     delay_s: float = 0.0
     opened: list[ScriptedSession] = field(default_factory=list)
@@ -157,7 +158,7 @@ class ScriptedSessions:
         if self.problem is not None:
             raise self.problem
         records = list(self.history) if resume_id else []
-        session = ScriptedSession(self.script, ask, records=records, patch=self.patch, start_s=self.start_s)
+        session = ScriptedSession(self.script, ask, records=records, patch=self.patch, loaded=self.loaded)
         if model:
             session.model_name = model
         self.opened.append(session)

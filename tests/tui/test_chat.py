@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -207,7 +208,8 @@ async def test_a_message_sent_before_the_session_is_open_is_not_lost(start: Star
 
 
 async def test_a_model_that_loads_slowly_can_be_typed_to_and_interrupted(start: Start) -> None:
-    sessions = ScriptedSessions(whole_turn, start_s=0.6)
+    loaded = asyncio.Event()
+    sessions = ScriptedSessions(whole_turn, loaded=loaded)
     app = start(sessions)
     async with app.run_test(size=(100, 30)) as pilot:
         await until(app, "Loading the model … you can type already")
@@ -217,6 +219,7 @@ async def test_a_model_that_loads_slowly_can_be_typed_to_and_interrupted(start: 
         await until(app, "interrupted before it began")
         assert sessions.opened[0].said == []
         await enter(pilot, "again")
+        loaded.set()
         await until(app, "✓ done")
         assert sessions.opened[0].said == ["again"]
 

@@ -44,9 +44,12 @@ def assert_same_predictions(path: Path, expected: torch.Tensor, tolerance: float
     steps = [sequences.step({0: TOKENS[i : i + 1]}) for i in range(24, len(TOKENS))]
     actual = torch.cat([actual, *steps])
     whole = Sequences(load(path)).step({0: TOKENS})
+    allowed = tolerance * expected.abs().max()
     for logits in (actual, whole):
-        assert (logits - expected).abs().max() < tolerance * expected.abs().max()
-        assert torch.equal(logits.argmax(dim=1), expected.argmax(dim=1))
+        assert (logits - expected).abs().max() < allowed
+        # Of two tokens that are nearer to each other than the tolerance, either may come first.
+        chosen = expected.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
+        assert (expected.max(dim=1).values - chosen).max() < 2 * allowed
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
