@@ -96,7 +96,9 @@ class WorkerSandbox:
         connection = await self._live()
         call = connection.send(request, stdin, on_output)
         try:
-            head, body = await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S)
+            # wait_for would swallow a cancellation that comes together with the answer.
+            async with asyncio.timeout(timeout_s + END_TIMEOUT_S):
+                head, body = await asyncio.shield(call.answer)
         except asyncio.CancelledError:
             connection.send({"op": "cancel", "target": call.number}, b"", None)
             await _settle(call.answer)
@@ -151,7 +153,8 @@ class WorkerShell:
         connection = await self._live()
         call = connection.send(self._request("run", timeout_s, on_output), _bytes_of(command), on_output)
         try:
-            return _shell_result(*await asyncio.wait_for(asyncio.shield(call.answer), timeout_s + END_TIMEOUT_S))
+            async with asyncio.timeout(timeout_s + END_TIMEOUT_S):
+                return _shell_result(*await asyncio.shield(call.answer))
         except asyncio.CancelledError:
             connection.send(self._request("interrupt", 0.0, None), b"", None)
             await _settle(call.answer)
@@ -192,7 +195,8 @@ class WorkerShell:
 async def ask(connection: Connection, head: Head, timeout_s: float, body: bytes = b"") -> tuple[Head, bytes]:
     call = connection.send(head, body, None)
     try:
-        return await asyncio.wait_for(call.answer, timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await call.answer
     except TimeoutError as error:
         raise SandboxDiedError(f"the worker did not answer {head['op']!r} within {timeout_s} s") from error
 
@@ -200,7 +204,8 @@ async def ask(connection: Connection, head: Head, timeout_s: float, body: bytes 
 async def _settle(answer: asyncio.Future[tuple[Head, bytes]]) -> None:
     """Wait until what was cancelled has really ended inside, so that nothing of it runs on unseen."""
     with contextlib.suppress(SandboxError, TimeoutError):
-        await asyncio.wait_for(asyncio.shield(answer), END_TIMEOUT_S)
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await asyncio.shield(answer)
 
 
 def _bytes_of(text: str) -> bytes:

@@ -76,7 +76,8 @@ class Connection:
         """End of input tells the worker to kill everything and go; whoever does not is killed."""
         self._stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), GRACE_S)
+            async with asyncio.timeout(GRACE_S):
+                await self._process.wait()
         except TimeoutError:
             self.kill()
             await self._process.wait()
@@ -127,7 +128,8 @@ class Connection:
 
     async def _die(self, reason: str) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self._error_task), 0.5)
+            async with asyncio.timeout(0.5):
+                await asyncio.shield(self._error_task)
         last = self.errors.splitlines()[-1:]
         self._death = f"{reason}: {last[0][:300]}" if last else reason
         for call in self._calls.values():

@@ -37,7 +37,8 @@ async def _global_values(home: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), TIMEOUT_S)
+        async with asyncio.timeout(TIMEOUT_S):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

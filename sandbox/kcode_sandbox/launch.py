@@ -61,7 +61,8 @@ async def greet(connection: Connection, head: Head, body: bytes = b"") -> Head:
     """Say hello and return the facts the worker found. A worker that cannot start is closed and its words are passed on."""
     call = connection.send({"op": "hello", **head}, body, None)
     try:
-        reply, _ = await asyncio.wait_for(call.answer, HELLO_TIMEOUT_S)
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            reply, _ = await call.answer
         return object_of(reply, "facts")
     except TimeoutError as error:
         connection.kill()

@@ -55,7 +55,9 @@ class Branches:
         Raises RequestRefused when the engine failed or the server is shutting down.
         """
         try:
-            found = await asyncio.wait_for(self._events.get(), HEARTBEAT_S)
+            # wait_for would swallow a cancellation that comes together with an event.
+            async with asyncio.timeout(HEARTBEAT_S):
+                found = await self._events.get()
         except TimeoutError:
             return None
         if found is None:
