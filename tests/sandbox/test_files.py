@@ -97,7 +97,8 @@ async def test_read_names_what_is_wrong(sandbox: Sandbox, workspace: Path, path:
     os.mkfifo(workspace / "pipe")
     (workspace / "loop").symlink_to("loop")
     with pytest.raises(FileError) as failure:
-        await asyncio.wait_for(sandbox.read(path), 5)
+        async with asyncio.timeout(5):
+            await sandbox.read(path)
     assert failure.value.code == code
     assert path in str(failure.value)
 

@@ -83,7 +83,8 @@ async def test_a_command_that_kills_the_worker_costs_only_itself(sandbox: Sandbo
     result = await bash(sandbox, script)
     assert result.exit_code == 137
     assert b"the next call starts it anew" in result.output
-    assert (await asyncio.wait_for(other, 5)).exit_code == 137
+    async with asyncio.timeout(5):
+        assert (await other).exit_code == 137
     assert (await bash(sandbox, "pwd")).output == f"{workspace}\n".encode()
     assert await gone("31352")
     shell = await sandbox.shell()

@@ -164,7 +164,8 @@ time.sleep(31341)'""",
     await asyncio.sleep(0.5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 8)
+        async with asyncio.timeout(8):
+            await task
     assert processes_with("31341") == []
     assert await said(shell, "echo back") == b"back\n"
 
