@@ -7,7 +7,10 @@ live below `.partial` and are never listed.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -150,14 +153,18 @@ def partial_folder(name: str, models_dir: Path) -> Path:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below `folder`; files that vanish meanwhile count as nothing."""
-    total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:
-            continue
-    return total
+    """Bytes of all files below `folder`."""
+    return sum(file_sizes(folder))
+
+
+def file_sizes(folder: Path, suffix: str = "") -> Iterator[int]:
+    """The bytes of each file below `folder` whose name ends with `suffix`. What vanishes meanwhile, a downloader's scratch folder
+    for example, is left out; pathlib's own walk would raise there."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith(suffix):
+                with contextlib.suppress(FileNotFoundError):
+                    yield os.stat(os.path.join(parent, name)).st_size
 
 
 def _listing(name: str, entry: CatalogEntry | None, path: Path, models_dir: Path) -> ModelListing:

