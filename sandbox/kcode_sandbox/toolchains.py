@@ -65,7 +65,8 @@ def _named_roots(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
 
 
 def _path_roots(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
-    """A PATH entry X/bin shows all of X when X is laid out like an installation; otherwise only the entry."""
+    """A PATH entry X/bin shows all of X when X is laid out like an installation; otherwise only the entry. X/shims does when X
+    is a version manager, whose shims run what lies beside them."""
     for entry in environment.get("PATH", "").split(":"):
         path = Path(entry)
         if not path.is_absolute():
@@ -73,6 +74,8 @@ def _path_roots(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
         prefix = path.parent
         installed = any((prefix / name).exists() for name in ("pyvenv.cfg", "lib", "lib64", "conda-meta", "include"))
         if path.name in ("bin", "sbin", "Scripts") and installed and _is_narrow(prefix, home):
+            yield prefix
+        if path.name == "shims" and any((prefix / name).is_dir() for name in ("libexec", "versions", "installs")):
             yield prefix
         yield path
 

@@ -54,7 +54,7 @@ def test_an_endless_loop_ends_in_time(bug: Bug) -> None:
     started = time.monotonic()
     run = run_project(bug.problem, "import subprocess\nsubprocess.Popen(['sleep', '60'])\nwhile True:\n    pass\n", 2)
     assert (run.timed_out, run.ok, run.passed) == (True, False, 0)
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 45
 
 
 def test_a_module_that_eats_memory_is_stopped(bug: Bug) -> None:

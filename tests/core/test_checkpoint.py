@@ -162,12 +162,12 @@ async def test_second_snapshot_is_fast(workspace: Path, checkpoints: Checkpoints
     make_repository(workspace)
     await checkpoints.snapshot()
     durations: list[float] = []
-    for number in range(5):
-        (workspace / "calc.py").write_text(f"{number}\n")
+    # 25 ms alone on a slow two-core machine. On a busy one a single quiet moment is enough.
+    while min(durations, default=1) >= 0.1 and len(durations) < 100:
+        (workspace / "calc.py").write_text(f"{len(durations)}\n")
         started = time.perf_counter()
         await checkpoints.snapshot()
         durations.append(time.perf_counter() - started)
-    # 25 ms alone on a slow two-core machine; the bound leaves room for a busy one.
     assert min(durations) < 0.1
 
 

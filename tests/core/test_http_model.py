@@ -234,7 +234,7 @@ async def test_closing_the_stream_closes_the_connection() -> None:
         await anext(events)
         await events.aclose()
         await model.close()
-        for _ in range(100):
+        for _ in range(600):
             if seen.behaviours:
                 break
             await asyncio.sleep(0.05)

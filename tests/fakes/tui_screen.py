@@ -17,7 +17,7 @@ def screen_text(app: KcodeApp) -> str:
     return "\n".join(strip.text[:width].rstrip() for strip in lines[:height])
 
 
-async def until(app: KcodeApp, condition: str | Callable[[], bool], timeout_s: float = 8.0) -> str:
+async def until(app: KcodeApp, condition: str | Callable[[], bool], timeout_s: float = 30.0) -> str:
     """Wait until a text is on the screen or a condition holds; fails showing the screen."""
     deadline = asyncio.get_running_loop().time() + timeout_s
     while True:

@@ -121,12 +121,12 @@ def git(folder: Path, *arguments: str) -> str:
     """git on the host, as the user would run it afterwards."""
     environment = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "GIT_CONFIG_NOSYSTEM": "1"}
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=20, check=True
+        ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=True
     )
     return done.stdout
 
 
-async def bash(sandbox: Sandbox, script: str, timeout_s: float = 20) -> ExecResult:
+async def bash(sandbox: Sandbox, script: str, timeout_s: float = 60) -> ExecResult:
     return await sandbox.exec(["bash", "-c", script], timeout_s=timeout_s)
 
 
@@ -170,8 +170,8 @@ def background(*argv: str | Path) -> subprocess.Popen[bytes]:
 
 
 async def processes_seen(text: str, count: int) -> list[int]:
-    """As `processes_with`, after at most ten seconds for `count` of them to be there: a fork is seen before its exec."""
-    deadline = time.monotonic() + 10
+    """As `processes_with`, after at most thirty seconds for `count` of them to be there: a fork is seen before its exec."""
+    deadline = time.monotonic() + 30
     while True:
         found = processes_with(text)
         if len(found) >= count or time.monotonic() > deadline:

@@ -36,7 +36,7 @@ async def test_exit_code_streams_and_folder(sandbox: Sandbox, workspace: Path) -
     (workspace / "sub").mkdir()
     result = await sandbox.exec(
         ["sh", "-c", "pwd; cat; echo $WORD >&2; exit 3"],
-        timeout_s=10,
+        timeout_s=30,
         cwd="sub",
         environment={"WORD": "two words"},
         stdin=b"fed\n",
@@ -57,7 +57,7 @@ async def test_a_signal_shows_as_128_and_its_number(sandbox: Sandbox) -> None:
 @pytest.mark.parametrize(("argv", "cwd"), [(["no-such-program"], "."), (["true"], "no-such-folder")])
 async def test_what_cannot_start_is_named(sandbox: Sandbox, argv: list[str], cwd: str) -> None:
     with pytest.raises(FileError, match="no-such-") as failure:
-        await sandbox.exec(argv, timeout_s=5, cwd=cwd)
+        await sandbox.exec(argv, timeout_s=30, cwd=cwd)
     assert failure.value.code == "ENOENT"
 
 
@@ -67,13 +67,13 @@ async def test_timeout_kills_grandchildren_and_daemons_and_keeps_partial_output(
         ["bash", "-c", 'echo before; python3 -c "$0" 31337.5; (trap "" TERM HUP INT; sleep 31337.25); echo after', DAEMON],
         timeout_s=1,
     )
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     assert (result.exit_code, result.timed_out, result.output) == (None, True, b"before\n")
     assert processes_with("31337.") == []
 
 
 async def test_what_a_command_leaves_behind_ends_with_it(sandbox: Sandbox) -> None:
-    result = await sandbox.exec(["bash", "-c", 'python3 -c "$0" 31338.5; sleep 31338 & echo done', DAEMON], timeout_s=10)
+    result = await sandbox.exec(["bash", "-c", 'python3 -c "$0" 31338.5; sleep 31338 & echo done', DAEMON], timeout_s=30)
     assert (result.exit_code, result.output) == (0, b"done\n")
     assert processes_with("31338") == []
 
@@ -89,15 +89,15 @@ async def test_cancelling_kills_the_tree(sandbox: Sandbox) -> None:
 
 
 async def test_a_long_command_delays_nobody(sandbox: Sandbox) -> None:
-    long = asyncio.create_task(bash(sandbox, "sleep 1.5; echo slow"))
-    await asyncio.sleep(0.2)
-    began = time.monotonic()
-    await sandbox.write("a.txt", b"x")
+    began = asyncio.Event()
+    script = "echo began; until [ -e a.txt ]; do sleep 0.05; done; echo slow"
+    long = asyncio.create_task(sandbox.exec(["bash", "-c", script], timeout_s=60, on_output=lambda _: began.set()))
+    await began.wait()
     results = await asyncio.gather(*(bash(sandbox, f"echo {number}") for number in range(6)))
     assert [result.output for result in results] == [f"{number}\n".encode() for number in range(6)]
     assert not long.done()
-    assert time.monotonic() - began < 1.2
-    assert (await long).output == b"slow\n"
+    await sandbox.write("a.txt", b"x")
+    assert (await long).output == b"began\nslow\n"
 
 
 async def test_too_much_output_loses_its_middle(sandbox: Sandbox) -> None:
@@ -108,25 +108,27 @@ async def test_too_much_output_loses_its_middle(sandbox: Sandbox) -> None:
     assert result.dropped_bytes == sum(len(f"{number}\n") for number in range(1, 400_001)) - 1000
 
 
-async def test_output_arrives_while_the_command_runs(sandbox: Sandbox) -> None:
-    seen: list[tuple[float, bytes]] = []
-    began = time.monotonic()
+async def test_output_arrives_while_the_command_runs(sandbox: Sandbox, workspace: Path) -> None:
+    seen: list[bytes] = []
+
+    def on_output(data: bytes) -> None:
+        seen.append(data)
+        (workspace / "seen").touch()
+
     result = await sandbox.exec(
-        ["sh", "-c", "echo first; sleep 1; echo second"],
-        timeout_s=10,
-        on_output=lambda data: seen.append((time.monotonic() - began, data)),
+        ["sh", "-c", "echo first; until [ -e seen ]; do sleep 0.05; done; echo second"], timeout_s=30, on_output=on_output
     )
-    assert b"".join(data for _, data in seen) == result.output == b"first\nsecond\n"
-    assert seen[0][0] < 0.9 < seen[-1][0]
+    assert seen[0] == b"first\n"
+    assert b"".join(seen) == result.output == b"first\nsecond\n"
 
 
 async def test_a_megabyte_through_stdin(sandbox: Sandbox) -> None:
     data = bytes(range(256)) * 4096
-    assert (await sandbox.exec(["cat"], timeout_s=10, stdin=data)).output == data
+    assert (await sandbox.exec(["cat"], timeout_s=30, stdin=data)).output == data
 
 
 async def test_a_program_that_ignores_its_stdin_ends_normally(sandbox: Sandbox) -> None:
-    result = await sandbox.exec(["sh", "-c", "exec 0<&-; echo ok"], timeout_s=10, stdin=b"x" * 300_000)
+    result = await sandbox.exec(["sh", "-c", "exec 0<&-; echo ok"], timeout_s=30, stdin=b"x" * 300_000)
     assert (result.exit_code, result.output) == (0, b"ok\n")
 
 

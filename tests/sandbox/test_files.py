@@ -97,7 +97,7 @@ async def test_read_names_what_is_wrong(sandbox: Sandbox, workspace: Path, path:
     os.mkfifo(workspace / "pipe")
     (workspace / "loop").symlink_to("loop")
     with pytest.raises(FileError) as failure:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await sandbox.read(path)
     assert failure.value.code == code
     assert path in str(failure.value)
@@ -174,6 +174,6 @@ async def test_read_only_profile_reads_and_runs_but_writes_nothing(start: Start,
     with pytest.raises(FileError) as refused:
         await sandbox.write("a.txt", b"other")
     assert refused.value.code in ("EROFS", "EACCES")
-    result = await sandbox.exec(["sh", "-c", "echo x >b.txt; echo y >/tmp/scratch && cat /tmp/scratch"], timeout_s=10)
+    result = await sandbox.exec(["sh", "-c", "echo x >b.txt; echo y >/tmp/scratch && cat /tmp/scratch"], timeout_s=30)
     assert result.output.endswith(b"y\n")
     assert names(workspace) == ["a.txt"]

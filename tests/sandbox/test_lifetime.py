@@ -40,7 +40,7 @@ asyncio.run(main())
 """
 
 
-async def gone(text: str, within_s: float = 5.0) -> bool:
+async def gone(text: str, within_s: float = 20.0) -> bool:
     end = time.monotonic() + within_s
     while processes_with(text):
         if time.monotonic() > end:
@@ -53,7 +53,7 @@ async def test_close_ends_everything_and_may_be_called_again(sandbox: Sandbox) -
     running = asyncio.create_task(bash(sandbox, LEAVES_DAEMONS, timeout_s=60))
     assert len(await processes_seen("sleep\x0031350", 3)) == 3
     await sandbox.close()
-    assert await gone("31350", 1)
+    assert await gone("31350")
     await sandbox.close()
     with pytest.raises(SandboxDiedError):
         await running
@@ -72,7 +72,7 @@ async def test_nothing_survives_the_sudden_death_of_the_client(workspace: Path, 
     assert await gone(str(workspace))
 
 
-KILL_THE_WORKER = "for p in /proc/[0-9]*; do grep -q worker.main $p/cmdline && kill -9 ${p#/proc/}; done; sleep 5"
+KILL_THE_WORKER = "for p in /proc/[0-9]*; do grep -q worker.main $p/cmdline && kill -9 ${p#/proc/}; done; sleep 20"
 
 
 async def test_a_command_that_kills_the_worker_costs_only_itself(sandbox: Sandbox, workspace: Path) -> None:
@@ -83,13 +83,13 @@ async def test_a_command_that_kills_the_worker_costs_only_itself(sandbox: Sandbo
     result = await bash(sandbox, script)
     assert result.exit_code == 137
     assert b"the next call starts it anew" in result.output
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         assert (await other).exit_code == 137
     assert (await bash(sandbox, "pwd")).output == f"{workspace}\n".encode()
     assert await gone("31352")
     shell = await sandbox.shell()
-    assert (await shell.run(script, 5)).exit_code == 137
-    assert (await shell.run("echo back", 5)).output == b"back\n"
+    assert (await shell.run(script, 30)).exit_code == 137
+    assert (await shell.run("echo back", 30)).output == b"back\n"
 
 
 def fake_bwrap(folder: Path, script: str) -> Path:

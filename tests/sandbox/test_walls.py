@@ -93,7 +93,7 @@ for family in (40, 17):
     except OSError:
         print("refused")
 """
-        result = await walled.exec(["python3", "-c", code], timeout_s=10)
+        result = await walled.exec(["python3", "-c", code], timeout_s=30)
     assert result.output == b"refused\n" * 6
 
 
@@ -101,7 +101,7 @@ async def test_network_on_reaches_the_host(start: Start) -> None:
     sandbox = await start(network="on")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         code = f"import socket; socket.create_connection(('127.0.0.1', {listener.getsockname()[1]}), 2)"
-        assert (await sandbox.exec(["python3", "-c", code], timeout_s=10)).exit_code == 0
+        assert (await sandbox.exec(["python3", "-c", code], timeout_s=30)).exit_code == 0
 
 
 async def test_a_server_and_its_client_work_inside(walled: Sandbox) -> None:
@@ -112,7 +112,7 @@ for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
     threading.Thread(target=lambda: server.accept()[0].sendall(b"hi"), daemon=True).start()
     print(socket.create_connection(server.getsockname()[:2]).recv(2))
 """
-    assert (await walled.exec(["python3", "-c", code], timeout_s=10)).output == b"b'hi'\nb'hi'\n"
+    assert (await walled.exec(["python3", "-c", code], timeout_s=30)).output == b"b'hi'\nb'hi'\n"
 
 
 async def test_no_process_inside_holds_a_secret(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ for request in (termios.TIOCSTI, termios.TIOCSTI | 1 << 40):
 """
     if os.uname().machine != "x86_64":
         pytest.skip("the call numbers are those of x86_64")
-    result = await walled.exec(["python3", "-c", code], timeout_s=10)
+    result = await walled.exec(["python3", "-c", code], timeout_s=30)
     assert result.output.decode().split() == [
         *("ENOSYS", "EPERM", "EPERM", "EPERM", "ENOSYS", "EPERM"),
         *("EPERM", "ENOSYS"),

@@ -46,7 +46,7 @@ async def test_300_calls_loaded_typing_and_appending_stay_quick(start: Start) ->
         await until(app, "line thirty of the file")
         opened_s = time.perf_counter() - began
         prompt, transcript = app.screen.query_one(Prompt), app.screen.query_one(Transcript)
-        await until(app, lambda: transcript.page.is_settled, timeout_s=30)
+        await until(app, lambda: transcript.page.is_settled)
         keys: list[float] = []
         for number in range(15):
             began = time.perf_counter()
@@ -82,9 +82,9 @@ async def test_a_flood_of_output_neither_blocks_typing_nor_grows(start: Start) -
         began = time.perf_counter()
         await enter(pilot, "go")
         await pilot.press(*"typed while it pours".replace(" ", "_"))
-        await until(app, "the last line", timeout_s=20)
+        await until(app, "the last line")
         assert app.screen.query_one(Prompt).text == "typed_while_it_pours"
-        assert time.perf_counter() - began < 20
+        assert time.perf_counter() - began < 30
         blocks = app.screen.query_one(Transcript).page.blocks
         assert sum(len(getattr(block, "_live", "")) for block in blocks) < 20_000
         await pilot.press("escape")
@@ -97,8 +97,8 @@ async def test_streaming_costs_little_however_much_was_said(start: Start) -> Non
     async with app.run_test(size=(100, 30)) as pilot:
         began = time.perf_counter()
         await enter(pilot, "go")
-        await until(app, "THE-END", timeout_s=20)
-        assert time.perf_counter() - began < 10
+        await until(app, "THE-END")
+        assert time.perf_counter() - began < 20
 
 
 def test_the_interface_imports_no_engine() -> None:

@@ -171,7 +171,8 @@ async def find_python(sandbox: Sandbox) -> tuple[str, bool]:
         f'if "$1" -c "{look}" 2>/dev/null; then echo "yes $1"; exit; fi; '
         '[ -n "$2" ] && { [ -n "$found" ] || found=$1; return 0; }; echo "no $1"; exit; }; found=; '
         f'{probes}; [ -n "$VIRTUAL_ENV" ] && try "$VIRTUAL_ENV/bin/python"; '
-        'for name in python3 python; do program=$(command -v $name) && try "$program" weak; done; '
+        # All on the PATH: a version manager's shim comes first and may have nothing to hand on to.
+        'IFS=:; for name in python3 python; do for folder in $PATH; do try "$folder/$name" weak; done; done; '
         '[ -n "$found" ] && echo "no $found"'
     )
     result = await sandbox.exec(

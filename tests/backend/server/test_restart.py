@@ -20,11 +20,12 @@ END_S = 60
 
 
 def wait_written(folder: Path) -> None:
-    """Returns when no more blocks are written: a kill loses only what was on its way."""
-    last = -1
-    while (now := len(list(folder.glob("*/*.kv")))) != last:
-        last = now
-        time.sleep(0.3)
+    """Returns when no block was written for two seconds: a kill loses only what was on its way."""
+    last, unchanged = -1, 0
+    while unchanged < 10:
+        now = len(list(folder.glob("*/*.kv")))
+        last, unchanged = now, unchanged + 1 if now == last else 0
+        time.sleep(0.2)
 
 
 class Conversation:

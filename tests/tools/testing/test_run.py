@@ -227,3 +227,29 @@ async def test_pytest_that_hangs_names_the_test(pytest_sandbox: Sandbox, workspa
     report = await run_project_tests(pytest_sandbox, None, 8)
     assert report.problem == "The tests were stopped after 8 s, during test_a.py::test_slow."
     assert report.passed == 1
+
+
+def shim(folder: Path, command: str) -> str:
+    """A folder for the PATH with a python3 that runs a shell command."""
+    folder.mkdir(parents=True)
+    program = folder / "python3"
+    program.write_text(f'#!/bin/sh\n{command} "$@"\n')
+    program.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize("manager", ["whole", "broken"])
+async def test_a_version_managers_shim_is_followed_or_passed_over(workspace: Path, manager: str) -> None:
+    write(workspace, {"halves.py": CODE, "test_halves.py": FUNCTIONS})
+    top, python = workspace.parent, os.path.realpath(sys.executable)
+    first = shim(top / "manager" / "shims", f"exec {top}/manager/libexec/python3" if manager == "whole" else "exit 127 #")
+    shim(top / "manager" / "libexec", f"exec {python}")
+    other = shim(top / "other", f"exec {python}")
+    environment = clean_environment({"PATH": f"{first}:{other}:/usr/bin:/bin", "HOME": str(top / "home")})
+    sandbox = open_sandbox(Policy(workspace, environment=tuple(environment.items())))
+    await sandbox.start()
+    try:
+        report = await run_project_tests(sandbox, None, 60)
+    finally:
+        await sandbox.close()
+    assert (report.passed, report.failed) == (2, 1), report
