@@ -30,6 +30,8 @@ class TinyModel:
     tied: bool = False
     pre: str = "qwen2"
     rope_factors: tuple[float, ...] = ()
+    attention_scale: float = 1.0
+    """What q and k are multiplied by: with a large one a token attends to few others, wherever they are."""
     extra: Mapping[str, float | int | str] = field(default_factory=dict)
     seed: int = 1
 
@@ -128,9 +130,10 @@ def tiny_tensors(tiny: TinyModel) -> dict[str, np.ndarray]:
         tensors["rope_freqs.weight"] = np.asarray(tiny.rope_factors, dtype=np.float32)
     for layer in range(tiny.layers):
         for part, width in (("attn_q", tiny.hidden), ("attn_k", kv_width), ("attn_v", kv_width)):
-            add(f"blk.{layer}.{part}.weight", width, tiny.hidden)
+            factor = 1.0 if part == "attn_v" else tiny.attention_scale
+            add(f"blk.{layer}.{part}.weight", width, tiny.hidden, scale=0.15 * factor)
             if tiny.architecture == "qwen2":
-                add(f"blk.{layer}.{part}.bias", width, scale=0.5)
+                add(f"blk.{layer}.{part}.bias", width, scale=0.5 * factor)
         add(f"blk.{layer}.attn_output.weight", tiny.hidden, tiny.hidden)
         add(f"blk.{layer}.attn_norm.weight", tiny.hidden, mean=1.0)
         add(f"blk.{layer}.ffn_norm.weight", tiny.hidden, mean=1.0)

@@ -41,6 +41,13 @@ class Attention:
 
     def forward(self, x: Tensor, step: Step, pages: Pages) -> Tensor:
         """x: [tokens, hidden] -> [tokens, heads * head_dim] before the output projection; writes the layer's cache."""
+        q = self.store(x, step, pages)
+        scale = self.config.head_dim**-0.5
+        attended = ops.paged_attention(q, pages, step.block_tables, step.seq_starts, step.context_lens, scale)
+        return attended.view(x.shape[0], -1)
+
+    def store(self, x: Tensor, step: Step, pages: Pages) -> Tensor:
+        """Writes the layer's cache; returns the queries [tokens, heads, head_dim]."""
         config = self.config
         tokens = x.shape[0]
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -53,9 +60,7 @@ class Attention:
             k = ops.rms_norm(k.contiguous(), self.k_norm, config.norm_eps)
         ops.rope_(q, k, step.positions, step.rope_table, config.rope_interleaved)
         ops.store_kv(k, v, pages, step.slots, self.key_shift)
-        scale = config.head_dim**-0.5
-        attended = ops.paged_attention(q, pages, step.block_tables, step.seq_starts, step.context_lens, scale)
-        return attended.view(tokens, q_width)
+        return q
 
     def project(self, attended: Tensor) -> Tensor:
         """[tokens, heads * head_dim] -> [tokens, hidden]."""

@@ -49,11 +49,12 @@ class Decoder:
         last = len(self.blocks) - 1
         for layer, block in enumerate(self.blocks):
             x = _norm(added, residual, block.attention_norm, eps)
+            if layer == last and batch.logit_rows.numel() == 0:
+                # A part of a prompt: nobody reads more of its last layer than the keys and values.
+                block.attention.store(x, step, kv.layers[layer])
+                break
             attended = block.attention.forward(x, step, kv.layers[layer])
             if layer == last:
-                # Nothing after the last attention is needed for tokens whose logits nobody reads.
-                if batch.logit_rows.numel() == 0:
-                    break
                 attended, residual = attended[batch.logit_rows], residual[batch.logit_rows]
             x = _norm(block.attention.project(attended), residual, block.mlp_norm, eps)
             added = block.mlp.forward(x)
