@@ -167,12 +167,12 @@ async def find_python(sandbox: Sandbox) -> tuple[str, bool]:
     look = "import sys, importlib.util; sys.exit(importlib.util.find_spec('pytest') is None)"
     probes = "; ".join(f'try "$PWD/{folder}/bin/python"' for folder in VIRTUAL_ENVIRONMENTS)
     script = (
-        'try() { [ -x "$1" ] || return 0; "$1" -c "" 2>/dev/null || return 0; '
+        'try() { [ -x "$1" ] && "$1" -c "" 2>/dev/null || return 1; '
         f'if "$1" -c "{look}" 2>/dev/null; then echo "yes $1"; exit; fi; '
         '[ -n "$2" ] && { [ -n "$found" ] || found=$1; return 0; }; echo "no $1"; exit; }; found=; '
         f'{probes}; [ -n "$VIRTUAL_ENV" ] && try "$VIRTUAL_ENV/bin/python"; '
-        # All on the PATH: a version manager's shim comes first and may have nothing to hand on to.
-        'IFS=:; for name in python3 python; do for folder in $PATH; do try "$folder/$name" weak; done; done; '
+        # The first that runs: a version manager's shim may have nothing to hand on to.
+        'IFS=:; for name in python3 python; do for folder in $PATH; do try "$folder/$name" weak && break; done; done; '
         '[ -n "$found" ] && echo "no $found"'
     )
     result = await sandbox.exec(

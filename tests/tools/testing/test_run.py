@@ -19,6 +19,7 @@ from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.sandbox import Sandbox
 
+PYTHON = os.path.realpath(sys.executable)
 CODE = "def half(x):\n    if x is None:\n        raise ValueError('x is None')\n    return x // 2\n"
 UNITTEST = """import unittest
 from halves import half
@@ -241,10 +242,10 @@ def shim(folder: Path, command: str) -> str:
 @pytest.mark.parametrize("manager", ["whole", "broken"])
 async def test_a_version_managers_shim_is_followed_or_passed_over(workspace: Path, manager: str) -> None:
     write(workspace, {"halves.py": CODE, "test_halves.py": FUNCTIONS})
-    top, python = workspace.parent, os.path.realpath(sys.executable)
+    top = workspace.parent
     first = shim(top / "manager" / "shims", f"exec {top}/manager/libexec/python3" if manager == "whole" else "exit 127 #")
-    shim(top / "manager" / "libexec", f"exec {python}")
-    other = shim(top / "other", f"exec {python}")
+    shim(top / "manager" / "libexec", f"exec {PYTHON}")
+    other = shim(top / "other", f"exec {PYTHON}")
     environment = clean_environment({"PATH": f"{first}:{other}:/usr/bin:/bin", "HOME": str(top / "home")})
     sandbox = open_sandbox(Policy(workspace, environment=tuple(environment.items())))
     await sandbox.start()
