@@ -190,6 +190,11 @@ class KcodeServer:
         cached = usage.prompt_tokens_details.cached_tokens
         return Answer(message, first_s, end_s, last.kcode.decode_s, usage.prompt_tokens, cached, usage.completion_tokens)
 
+    def count(self, messages: Sequence[Json], tools: Sequence[Json]) -> int:
+        """Tokens of the prompt that `ask` would send."""
+        response = self._process.client.post("/v1/kcode/tokenize", json={"messages": list(messages), "tools": list(tools)})
+        return _Count.model_validate_json(response.content).count
+
     def close(self) -> None:
         self._process.close()
 

@@ -34,6 +34,8 @@ FIGURES = (
     "resume_x_prefill",
     "batch4_x_single",
 )
+LONG_CONTEXT = 32_768
+"""All that the model was made for."""
 NOT_SHORT = "not in the short version: make bench FULL=1"
 
 
@@ -48,7 +50,7 @@ class Extent:
 
 
 SHORT = Extent((512,), 60.0, 0)
-FULL = Extent((512, 2048, 4096, 16384, 32512), float("inf"), 45_000)
+FULL = Extent((512, 2048, 4096, 16384, 32512), float("inf"), LONG_CONTEXT - resume.ROOM)
 
 
 @dataclass
@@ -140,7 +142,7 @@ def _take_resumed(found: resume.Resumed, report: Report) -> None:
 
 
 def measure_long_resume(setup: Setup, trace: AgentTrace, extent: Extent, report: Report) -> None:
-    _take_resumed(resume.measure(setup, resume.session_of(trace, extent.resume_tokens), trace.tools), report)
+    _take_resumed(resume.measure(setup, trace, extent.resume_tokens), report)
 
 
 def main() -> None:
@@ -166,7 +168,7 @@ def main() -> None:
         measure_servers(setup, found, trace, extent, report)
         if extent.resume_tokens:
             (Path(scratch) / "long").mkdir()
-            long = Setup(given.model, 32768, given.threads, Path(scratch) / "long")
+            long = Setup(given.model, LONG_CONTEXT, given.threads, Path(scratch) / "long")
             measure_long_resume(long, trace, extent, report)
     if found.llama is None:
         for figure in ("decode_x_llama", "prefill2k_x_llama", "prefill16k_x_llama", "trace_x_llama"):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from kcode.commands.models import installed_model
 from kcode.errors import StartError
 from kcode.paths import find_paths
+from kcode.settings import load_settings
 
 KEY_VARIABLE = "KCODE_SERVE_KEY"
 """How a key from our command line reaches the engine."""
@@ -22,9 +24,20 @@ KEY_VARIABLE = "KCODE_SERVE_KEY"
 @click.option("--socket", metavar="PATH", help="A Unix socket (mode 0600) instead of a port.")
 @click.option("--api-key-env", metavar="NAME", help="Ask clients for the key in this environment variable.")
 @click.option("--api-key", metavar="KEY", help="The same with the key itself, which stays in the history of your shell.")
+@click.option("--name", default="", help="The model's id for clients; by default the file's name.")
 @click.option("--context", type=click.IntRange(min=1), metavar="N", help="Most tokens of prompt and answer together.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Compute threads; by default all cores.")
 @click.option("--kv", type=click.Choice(["f16", "int8", "int4"]), help="Numbers of the cache of keys and values.")
+@click.option(
+    "--kv-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="PATH",
+    help="Where computed contexts outlive a restart; by default in kcode's cache folder.",
+)
+@click.option("--kv-disk-gb", type=click.FloatRange(min=0), metavar="N", help="Most gigabytes of them; 0 keeps none.")
+@click.option(
+    "--idle-timeout", type=click.FloatRange(min=0, min_open=True), metavar="S", help="End after so long without a request."
+)
 @click.option(
     "--shutdown-timeout",
     type=click.FloatRange(min=0),
@@ -40,14 +53,23 @@ def command(
     socket: str | None,
     api_key_env: str | None,
     api_key: str | None,
+    name: str,
     context: int | None,
     threads: int | None,
     kv: str | None,
+    kv_dir: Path | None,
+    kv_disk_gb: float | None,
+    idle_timeout: float | None,
     shutdown_timeout: float,
 ) -> None:
-    """Serve MODEL (a catalogue name, a .gguf file or a folder of safetensors) over the OpenAI protocol until it is stopped."""
-    file = installed_model(model, find_paths().models)
-    name = file.name.removesuffix(".gguf")
+    """Serve MODEL (a catalogue name, a .gguf file or a folder of safetensors) over the OpenAI protocol until it is stopped.
+
+    What is not said here and in the settings (threads, kv, kv_disk_gb) is the engine's own choice.
+    """
+    paths = find_paths()
+    settings = load_settings(paths.config_file, os.environ, {})
+    file = installed_model(model, paths.models)
+    name = name or file.name.removesuffix(".gguf")
     arguments = ["--model", str(file), "--name", name]
     arguments += ["--socket", os.path.abspath(socket)] if socket else ["--host", host, "--port", str(port)]
     if api_key_env is not None:
@@ -62,12 +84,20 @@ def command(
     if not socket:
         _check_address(host, port, keyed=api_key_env is not None)
     arguments += ["--shutdown-timeout", f"{shutdown_timeout:g}"]
-    for name, value in (("--context", context), ("--threads", threads), ("--kv", kv)):
-        if value is not None:
-            arguments += [name, str(value)]
+    arguments += _kept(kv_dir or paths.contexts, settings.kv_disk_gb if kv_disk_gb is None else kv_disk_gb)
+    chosen = {"--context": context, "--threads": threads or settings.threads, "--kv": kv or settings.kv}
+    for flag, value in {**chosen, "--idle-timeout": idle_timeout}.items():
+        if value:
+            arguments += [flag, str(value)]
     click.echo(f"serving {name} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)
     # The engine takes this process's place, so signals and the exit code are its own.
     os.execv(sys.executable, [sys.executable, "-m", "kcode_backend.server", *arguments])
+
+
+def _kept(folder: Path, gigabytes: float) -> list[str]:
+    """The engine's options for contexts on disk."""
+    size = int(gigabytes * 1e9)
+    return ["--kv-dir", os.path.abspath(folder), "--kv-disk-budget", str(size)] if size else []
 
 
 def _check_address(host: str, port: int, *, keyed: bool) -> None:

@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kcode import __version__
+from kcode.paths import find_paths
 from kcode.settings import read_environment
 from tests.headless.conftest import Inside, Program
 
@@ -115,20 +117,43 @@ def test_doctor_without_torch_and_compiler_tells_both(program: Program) -> None:
     assert "kcode models pull" in findings["models"]["cost"]
 
 
-def test_serve_keeps_the_key_off_the_command_line(program: Program) -> None:
+@pytest.fixture
+def serve(program: Program) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`kcode serve` of some model file, with an engine that prints its arguments and the key."""
     file = program.home / "x.gguf"
     file.write_bytes(b"GGUF")
     engine = program.home / "fake" / "kcode_backend"
     engine.mkdir(parents=True)
     folders = os.pathsep.join(filter(None, sys.path))
     (engine / "__init__.py").write_text(f"__path__ += [p + '/kcode_backend' for p in {folders!r}.split({os.pathsep!r})]\n")
-    (engine / "server.py").write_text("import os, sys\nprint(sys.argv[1:], os.environ['MY_KEY'])\n")
+    (engine / "server.py").write_text("import os, sys\nprint(' '.join(sys.argv[1:]), os.environ.get('MY_KEY'))\n")
     path = os.pathsep.join([str(engine.parent), folders])
-    done = program.run("serve", str(file), "--api-key-env", "MY_KEY", MY_KEY="secret", PYTHONPATH=path)
-    arguments, _, key = done.stdout.strip().rpartition(" ")
-    assert (key, "secret" in arguments, "'--api-key-env', 'MY_KEY'" in arguments) == ("secret", False, True)
-    empty = program.run("serve", str(file), "--api-key-env", "MY_KEY", MY_KEY="")
+    common = ("serve", str(file), "--socket", str(program.home / "s"))
+    return lambda *arguments, **environment: program.run(*common, *arguments, PYTHONPATH=path, **environment)
+
+
+def test_serve_keeps_the_key_off_the_command_line(serve: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    arguments, _, key = serve("--api-key-env", "MY_KEY", MY_KEY="secret").stdout.strip().rpartition(" ")
+    assert (key, "secret" in arguments, "--api-key-env MY_KEY" in arguments) == ("secret", False, True)
+    empty = serve("--api-key-env", "MY_KEY", MY_KEY="")
     assert (empty.returncode, "--api-key-env MY_KEY: there is no such" in empty.stderr) == (1, True)
+
+
+def test_serve_hands_the_engine_what_was_chosen(
+    serve: Callable[..., subprocess.CompletedProcess[str]], program: Program, tmp_path: Path
+) -> None:
+    said = serve().stdout
+    assert f"--kv-dir {find_paths({'KCODE_HOME': str(program.home)}).contexts} --kv-disk-budget 10000000000 " in said
+    assert "--name x " in said
+    assert not any(flag in said for flag in ("--threads", "--context", "--kv ", "--idle-timeout"))
+    said = serve(
+        *("--name", "coder", "--context", "4096", "--threads", "3", "--kv", "int8"),
+        *("--kv-dir", str(tmp_path / "kept"), "--kv-disk-gb", "0.5", "--idle-timeout", "60"),
+    ).stdout
+    assert f"--name coder --socket {program.home}/s --shutdown-timeout 30" in said
+    assert f"--kv-dir {tmp_path}/kept --kv-disk-budget 500000000 --context 4096 --threads 3 --kv int8 --idle-timeout 60.0" in said
+    said = serve("--kv-disk-gb", "0", "--kv", "f16", KCODE_THREADS="2", KCODE_KV="int4").stdout
+    assert ("--kv-dir" in said, "--threads 2 --kv f16 " in said) == (False, True)
 
 
 def test_version_and_help(inside: Inside) -> None:
