@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -162,12 +162,14 @@ def test_a_flipped_header_byte_loads_or_is_refused(tiny: TinyModel, write_tiny: 
 @pytest.mark.model
 def test_a_known_model_with_one_byte_of_its_header_changed_is_named(real_model: Path, tmp_path: Path) -> None:
     """Deep in the vocabulary, where a changed letter is a vocabulary like any other."""
-    damaged = tmp_path / CATALOG[0].file
-    shutil.copyfile(real_model, damaged)
-    with damaged.open("r+b") as file:
-        file.seek(1_000_000)
-        byte = file.read(1)[0]
-        file.seek(1_000_000)
-        file.write(bytes([byte ^ 1]))
+    entry = CATALOG[0]
+    damaged = tmp_path / entry.file
+    with real_model.open("rb") as whole, damaged.open("wb") as file:
+        header = bytearray(whole.read(GGUFFile(real_model).data_start))
+        assert hashlib.sha256(header).hexdigest() == entry.header_sha256
+        header[1_000_000] ^= 1
+        file.write(header)
+        # The weights are not read before the header is found wrong.
+        file.truncate(entry.bytes)
     with pytest.raises(ModelFileError, match=r"is damaged: its header has .*; remove it and pull qwen2.5-coder-1.5b again"):
         load(damaged)
