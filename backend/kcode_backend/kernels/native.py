@@ -25,6 +25,7 @@ from kcode_backend.weights.quant import QuantFormat
 
 ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2}
 ALIGNMENT = 64
+_FORMATS = {quant.number: quant for quant in QuantFormat}
 PACKAGE = Path(__file__).resolve().parent
 
 
@@ -80,6 +81,8 @@ class Kernels:
     """A loaded library and the instruction set used from it. Pointers are passed as given: callers have checked them (ops.py)."""
 
     library: ctypes.CDLL
+    quick: ctypes.PyDLL
+    """The same, without giving other Python threads a chance to run: for calls that take microseconds."""
     path: Path
     isa: str
     number: int
@@ -141,6 +144,12 @@ class Kernels:
         )
         if status:
             raise self._other_lanes(parts)
+
+    def check_lanes(self, parts: ctypes.Array[PartDescriptor]) -> None:
+        """Raises ValueError when `linear` would: for callers that go around it."""
+        for part in parts:
+            if part.lanes != (self.lanes if _FORMATS[part.format].is_quantized else 0):
+                raise self._other_lanes(parts)
 
     def _other_lanes(self, parts: ctypes.Array[PartDescriptor]) -> ValueError:
         lanes = sorted({part.lanes for part in parts})
@@ -207,16 +216,17 @@ class Kernels:
 
 def load(path: Path, isa: str | None = None) -> Kernels:
     """isa None: the best one that the library has and this CPU runs. Raises ValueError for one that does not run here."""
-    library = ctypes.CDLL(str(path))
+    library, quick = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+        for handle in (library, quick):
+            function = getattr(handle, name)
+            function.restype, function.argtypes = result, arguments
     supported = [name for name, number in ISA_NUMBERS.items() if library.kc_supported(number)]
     chosen = isa or supported[-1]
     if chosen not in supported:
         raise ValueError(f"KCODE_CPU_ISA={chosen} does not run on this CPU; it runs {', '.join(supported)}")
     number = ISA_NUMBERS[chosen]
-    return Kernels(library, path, chosen, number, library.kc_lanes(number))
+    return Kernels(library, quick, path, chosen, number, library.kc_lanes(number))
 
 
 def csrc_folder() -> Path | None:

@@ -174,7 +174,7 @@ def paged_attention(
         raise ValueError(f"q has heads of size {width}, the cache of {layout.head_dim}")
     if width > MAX_HEAD_SIZE:
         raise ValueError(f"heads of size {width}: at most {MAX_HEAD_SIZE} are supported")
-    _check_sequences(n, pages, block_tables, seq_starts, context_lens)
+    check_sequences(n, pages, block_tables, seq_starts, context_lens)
     kernels = native.active()
     if kernels is None:
         return reference.paged_attention(q, pages, block_tables, seq_starts, context_lens, scale)
@@ -183,9 +183,10 @@ def paged_attention(
     return out
 
 
-def _check_sequences(
+def check_sequences(
     n: int, pages: Pages, block_tables: torch.Tensor, seq_starts: torch.Tensor, context_lens: torch.Tensor
 ) -> None:
+    """The sequences of `paged_attention`."""
     if block_tables.dim() != 2 or block_tables.dtype is not torch.int32 or not block_tables.is_contiguous():
         raise ValueError(
             f"block_tables must be contiguous int32 [seqs, max_blocks], got {block_tables.dtype} {tuple(block_tables.shape)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from kcode_backend.kv.cache import KVCache
 from kcode_backend.layers.attention import Attention, Step
 from kcode_backend.layers.mlp import GatedMLP
 from kcode_backend.layers.moe import SparseMLP
+from kcode_backend.layers.prepared import PreparedPasses
 from kcode_backend.layers.rope import RopeTable
 from kcode_backend.models.batch import Batch
 
@@ -38,9 +39,15 @@ class Decoder:
     output_norm: Tensor
     head: PackedWeight
     rope: RopeTable
+    prepared: PreparedPasses = field(default_factory=PreparedPasses, init=False, repr=False, compare=False)
 
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """See Network.forward."""
+        prepared = self.prepared.matching(self, batch, kv)
+        return self.plain(batch, kv) if prepared is None else prepared.run(batch)
+
+    def plain(self, batch: Batch, kv: KVCache) -> Tensor:
+        """`forward` operation by operation: what the prepared passes do too, with the same numbers."""
         eps = self.config.norm_eps
         step = self._step(batch)
         residual = ops.embedding(batch.token_ids.int(), self.embedding)
