@@ -157,7 +157,7 @@ def test_a_weight_packed_for_other_lanes_is_refused(kernels: Kernels) -> None:
     with native.using(kernels):
         weight = packed.pack(QuantFormat.Q4_K, random_rows(QuantFormat.Q4_K, 16, 256), (16, 256))
     isa = "portable" if kernels.lanes == 16 else "avx512vnni"
-    other = Kernels(kernels.library, kernels.path, isa, native.ISA_NUMBERS[isa], 0)
+    other = Kernels(kernels.library, kernels.quick, kernels.path, isa, native.ISA_NUMBERS[isa], 0)
     if not kernels.library.kc_supported(other.number):
         pytest.skip("only one width of lanes runs here")
     with native.using(other), pytest.raises(ValueError, match="pack it again"):
