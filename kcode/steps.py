@@ -396,27 +396,23 @@ class Steps:
             self._emit(Prefill(event.done, event.total, event.cached, rate))
 
     async def _run(self, call: ToolCall, *, cut_off: bool = False) -> tuple[Outcome, float]:
-        """The outcome and how long it took, announced but not yet recorded."""
+        """The outcome and how long the tool took, not the person's answer before it; announced but not yet recorded."""
         tool = self._find(call.name)
         arguments = self._arguments(tool, call, cut_off=cut_off) if tool is not None else self._unknown(call.name)
         summary = tool.summary(arguments) if tool is not None and isinstance(arguments, BaseModel) else call.name
         self._emit(CallStarted(call, summary))
-        started = time.monotonic()
         if tool is None or isinstance(arguments, str):
             problem = str(arguments)
-            outcome = Outcome(problem, PlainDisplay(problem), is_error=True)
-        else:
-            outcome = await self._allowed(tool, arguments, call, summary)
-        return outcome, time.monotonic() - started
-
-    async def _allowed(self, tool: Tool[BaseModel], arguments: BaseModel, call: ToolCall, summary: str) -> Outcome:
+            return Outcome(problem, PlainDisplay(problem), is_error=True), 0.0
         verdict = await self._approval.decide(replace(call, name=tool.name), tool.access, summary)
         if not verdict.allowed:
-            return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True)
+            return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True), 0.0
+        started = time.monotonic()
         if tool.access != "read" and not self._checkpointed:
             await self.snapshot()
             self._checkpointed = True
-        return await tool.run(arguments, lambda text: self._emit(CallOutput(call.id, text)))
+        outcome = await tool.run(arguments, lambda text: self._emit(CallOutput(call.id, text)))
+        return outcome, time.monotonic() - started
 
     def _finish(self, call: ToolCall, outcome: Outcome, duration_s: float, advised: str, *, recorded: bool) -> Called:
         result = ToolResult(call.id, call.name, outcome.text + advised, outcome.is_error)

@@ -242,6 +242,20 @@ async def test_ask_mode_asks_once_per_tool_when_told_always(open_session: Open) 
     assert len(asked) == 2
 
 
+async def test_the_time_a_person_takes_is_not_the_tools(open_session: Open) -> None:
+    async def answer(question: Question) -> Reply:
+        await asyncio.sleep(4 if question.call.name == "bash" else 0.1)
+        return Reply("allow" if question.call.name == "bash" else "deny")
+
+    commands = [call("bash", command="true"), call("create", path="c.txt", content="x")]
+    session = await open_session(
+        {"calls": commands}, {"text": "ok"}, ask=answer, settings=Settings(sandbox="danger-full-access", approval_mode="ask")
+    )
+    allowed, denied = [event.duration_s for event in await collect(session, "go") if isinstance(event, CallFinished)]
+    assert 0 < allowed < 4
+    assert denied == 0
+
+
 async def test_two_turns_at_once_are_refused(open_session: Open) -> None:
     session = await open_session({"text": "one two", "piece_delay_s": 0.1})
     first = asyncio.create_task(collect(session, "a"))
