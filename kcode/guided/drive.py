@@ -73,7 +73,7 @@ class Guided:
         """Reach the goal, or leave everything as it is."""
         files = await load_sources(self.sandbox, words_of(text))
         forget_reads(steps)
-        suspects = find_suspects(files, text, goal.wanted, MAX_SUSPECTS)
+        suspects = find_suspects(files, text, goal.wanted, MAX_SUSPECTS, goal.before.calls)
         if not suspects:
             steps.notice("info", "no function stands out as the cause; the model chooses where to change something")
             before = goal.before
@@ -111,7 +111,7 @@ class Guided:
     async def _goal(self, steps: Steps, text: str) -> Goal | None:
         """What must pass; None when no test fails. A test that the task names is run alone, before all of them are."""
         for target in (named_target(text), ""):
-            report = await run_tests(steps, FIRST_TIMEOUT_S, target)
+            report = await run_tests(steps, FIRST_TIMEOUT_S, target, calls_wanted=True)
             if report is None:
                 return None
             if report.failing and not report.ok:

@@ -38,7 +38,8 @@ class Goal:
 
     def refused_by(self, report: TestReport) -> bool:
         """Whether a run of `quick` shows that a repair is wrong; it cannot show that one is right."""
-        return bool(report.failed or report.errors) or not report.passed
+        others = ids(self.before.failing) - ids(self.wanted)
+        return not report.passed or bool(ids(report.failing) - others) or (not report.failing and not report.ok)
 
     def broken(self, report: TestReport) -> list[str]:
         """Ids that fail in a whole run, are not wanted, and are not known to have failed before."""
@@ -70,10 +71,19 @@ def named_target(task: str) -> str:
 
 def choose(task: str, report: TestReport, target: str) -> Goal:
     """The goal of `task`, given a run with failing tests: of everything, or of the `target` that the task names."""
+    reached = reaching(report)
     if target:
-        return Goal(report, report.failing, None, target)
-    wanted = mentioned(task, report.failing) or report.failing
+        return Goal(report, reached, None, target)
+    wanted = mentioned(task, report.failing) or reached
     return Goal(report, wanted, ids(report.failing) - ids(wanted), common_target(wanted))
+
+
+def reaching(report: TestReport) -> tuple[FailingTest, ...]:
+    """The failing tests that call something of the project: what another fails by (a package that is not installed, a fixture
+    that is not there) no change of the code repairs. All of them when it is not known what they call, or none calls anything.
+    """
+    idle = {test.test for test in report.calls if all(TEST_PATH.search(path) for path, _ in test.places)}
+    return tuple(test for test in report.failing if test.id not in idle) or report.failing
 
 
 def mentioned(task: str, failing: Sequence[FailingTest]) -> tuple[FailingTest, ...]:

@@ -24,7 +24,9 @@ MAX_RESCORED = 12
 # A place counts when the model's choice is this much likelier than what stands there, or likely in itself.
 LIKELY_ANYWAY = -1.2
 LINE_TOKENS = 40
-CONTEXT_BYTES = 6000
+# Windows begin at multiples of this: of functions near each other the engine reads what stands before them once.
+CONTEXT_STEP = 1024
+CONTEXT_STEPS = 2
 # What an edit must gain to be worth its size: most mistakes are small, and a longer text is more easily a more likely one.
 CHANGE_COST = 0.1
 ENOUGH_GAIN = 5.0
@@ -91,7 +93,7 @@ class Reading:
         self._spend = spend
         data = suspect.file.text.encode()
         symbol = suspect.symbol
-        start = max(0, symbol.start_byte - CONTEXT_BYTES)
+        start = max(0, symbol.start_byte // CONTEXT_STEP - CONTEXT_STEPS) * CONTEXT_STEP
         start = data.find(b"\n", start) + 1 if start else 0
         end = data.find(b"\n", symbol.end_byte)
         self._before = data[:start]

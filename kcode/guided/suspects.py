@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
 from collections import Counter, defaultdict
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 from kcode.repomap import TEST_PATH, WORD, SourceFile, is_mentioned
 from kcode.tools.symbols import Symbol
+from kcode.tools.testing.calls import TestCalls
 from kcode.tools.testing.report import FailingTest, Frame
 
 FRAME_WEIGHT = 6.0
@@ -19,11 +21,13 @@ USED_WEIGHT = 4.0
 # What a suspect calls is suspected with this share of its weight.
 CALLED_SHARE = 0.5
 MENTION_WEIGHT = 8.0
+# For what the failing tests call and no passing test does.
+CALLS_WEIGHT = 12.0
 MAX_FUNCTION_LINES = 120
 NAME = re.compile(r"[A-Za-z_$][\w$]*")
 
-Weights = defaultdict[tuple[str, str], float]
-"""Per file and qualified name."""
+Weights = defaultdict[tuple[str, Symbol], float]
+"""Per file and definition; a property and its setter share a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,13 @@ def words_of(text: str) -> set[str]:
     return set(WORD.findall(text)) | set(re.findall(r"[\w./-]+\.\w+", text))
 
 
-def find_suspects(files: Sequence[SourceFile], task: str, failing: Sequence[FailingTest], limit: int) -> list[Suspect]:
-    """The likeliest functions first, at most `limit`; tests themselves are never suspected."""
+def find_suspects(
+    files: Sequence[SourceFile], task: str, failing: Sequence[FailingTest], limit: int, calls: Sequence[TestCalls] = ()
+) -> list[Suspect]:
+    """The likeliest functions first, at most `limit`; tests themselves are never suspected.
+
+    When `calls` tell what the failing tests called, nothing else is suspected but what the task names.
+    """
     by_path = {file.path: file for file in files}
     code = [file for file in files if not TEST_PATH.search(file.path)]
     mentioned = words_of(task)
@@ -68,21 +77,39 @@ def find_suspects(files: Sequence[SourceFile], task: str, failing: Sequence[Fail
         for frame in reversed(test.frames):
             symbol = at_line(by_path.get(frame.path), frame.line)
             if symbol is not None and not TEST_PATH.search(frame.path):
-                weights[frame.path, symbol.qualified] += weight
+                weights[frame.path, symbol] += weight
                 weight *= FRAME_DECAY
     for file in code:
         for symbol in functions(file):
-            weights[file.path, symbol.qualified] += static_weight(file, symbol, used, mentioned)
+            weights[file.path, symbol] += static_weight(file, symbol, used, mentioned)
     spread_to_callees(code, weights)
-    found = [
-        Suspect(by_path[path], symbol, weight)
-        for (path, qualified), weight in weights.items()
-        if weight > 0
-        for symbol in functions(by_path[path])
-        if symbol.qualified == qualified
-    ]
+    called = suspicion(by_path, failing, calls)
+    if called:
+        for (path, symbol), weight in weights.items():
+            share = called.get((path, symbol), 0.0)
+            weights[path, symbol] = weight + CALLS_WEIGHT * share if share or symbol.name in mentioned else 0.0
+    found = [Suspect(by_path[path], symbol, weight) for (path, symbol), weight in weights.items() if weight > 0]
     found.sort(key=lambda suspect: (-suspect.weight, suspect.path, suspect.symbol.start_line))
     return found[:limit]
+
+
+def suspicion(
+    by_path: dict[str, SourceFile], failing: Sequence[FailingTest], calls: Sequence[TestCalls]
+) -> dict[tuple[str, Symbol], float]:
+    """From 0 to 1 for each function that failing tests called: 1 when all of them did and no passing test (Ochiai's measure)."""
+    ids = {test.id for test in failing}
+    failed = [test for test in calls if test.failed and test.test in ids]
+    in_failed, in_passed = (
+        Counter(symbol for test in tests for symbol in called_by(by_path, test))
+        for tests in (failed, [test for test in calls if not test.failed])
+    )
+    return {key: count / math.sqrt(len(failed) * (count + in_passed[key])) for key, count in in_failed.items()}
+
+
+def called_by(by_path: dict[str, SourceFile], test: TestCalls) -> set[tuple[str, Symbol]]:
+    """The functions of the code, inner ones for themselves."""
+    found = ((path, at_line(by_path.get(path), line)) for path, line in test.places if not TEST_PATH.search(path))
+    return {(path, symbol) for path, symbol in found if symbol is not None}
 
 
 def functions(file: SourceFile) -> list[Symbol]:
@@ -161,12 +188,12 @@ def spread_to_callees(files: Sequence[SourceFile], weights: Weights) -> None:
         called: dict[str, float] = {}
         for file in files:
             for symbol in functions(file):
-                weight = weights[file.path, symbol.qualified]
+                weight = weights[file.path, symbol]
                 if weight > 0:
                     body = file.text.encode()[symbol.core_byte : symbol.end_byte].decode()
                     for word in set(NAME.findall(body)) - {symbol.name}:
                         called[word] = max(called.get(word, 0.0), CALLED_SHARE * weight)
         for file in files:
             for symbol in functions(file):
-                key = (file.path, symbol.qualified)
+                key = (file.path, symbol)
                 weights[key] = max(weights[key], called.get(symbol.name, 0.0))

@@ -15,12 +15,15 @@ MIN_TIMEOUT_S = 20
 SHOWN_CHARS = 1200
 
 
-async def run_tests(steps: Steps, timeout_s: int, target: str = "", *, recorded: bool = False) -> TestReport | None:
+async def run_tests(
+    steps: Steps, timeout_s: int, target: str = "", *, recorded: bool = False, calls_wanted: bool = False
+) -> TestReport | None:
     """Run the project's tests, or `target` of them; None when they were not run. The model hears of it when it is `recorded`."""
     tool = tests_tool(steps)
     if tool is None:
         return None
     tool.last_report = None
+    tool.calls_wanted = calls_wanted
     call = steps.run if recorded else steps.probe
     await call("run_tests", {"timeout_s": timeout_s} | ({"target": target} if target else {}))
     return tool.last_report

@@ -49,7 +49,8 @@ class RewriteFunctionTool:
         wrong = faults(file.shown, content.text)
         if wrong and not faults(file.shown, file.content.text):
             raise Refusal(f"nothing was changed: with this code {file.shown} has syntax errors:\n{describe_faults(wrong)}")
-        place = next((symbol for symbol in symbols(file.shown, content.text) if symbol.qualified == new.qualified), None)
+        same = [symbol for symbol in symbols(file.shown, content.text) if symbol.qualified == new.qualified]
+        place = min(same, key=lambda symbol: abs(symbol.start_line - new.first_line), default=None)
         first, last = (place.start_line, place.end_line) if place else (new.first_line, new.first_line)
         headline = f"Rewrote {new.qualified} in {file.shown}, lines {first}-{last}." + "".join(f" {note}" for note in new.notes)
         return await write_edit(self.sandbox, self.files, file, content, headline, (first, last))

@@ -29,7 +29,7 @@ class RunTestsArguments(BaseModel):
 
 
 class RunTestsTool:
-    """`last_report` is what the last run found, for a driver that needs more than the text."""
+    """`last_report` is what the last run found, for a driver that needs more than the text; `calls_wanted` asks for more yet."""
 
     name: str = "run_tests"
     access: Access = "execute"
@@ -38,6 +38,7 @@ class RunTestsTool:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.last_report: TestReport | None = None
+        self.calls_wanted = False
 
     def summary(self, arguments: RunTestsArguments) -> str:
         return " ".join(["run tests", *(part for part in (arguments.target, arguments.pattern) if part)])
@@ -47,7 +48,12 @@ class RunTestsTool:
 
     async def test(self, arguments: RunTestsArguments, emit: Emit) -> Outcome:
         report = await run_project_tests(
-            self.sandbox, arguments.target, float(arguments.timeout_s), arguments.pattern or "", LiveText(emit).feed
+            self.sandbox,
+            arguments.target,
+            float(arguments.timeout_s),
+            arguments.pattern or "",
+            LiveText(emit).feed,
+            calls_wanted=self.calls_wanted,
         )
         self.last_report = report
         text = report.text()

@@ -51,6 +51,18 @@ async def test_a_repair_that_breaks_another_test_is_refused(begin: Begin, write:
 
 
 @pytest.mark.usefixtures("bare_python")
+async def test_what_reaches_no_code_need_not_pass(begin: Begin, write: Write, workspace: Path) -> None:
+    """A test that fails by what the project lacks is found out by calling nothing of it: nobody has to name the other."""
+    write({"calc.py": BROKEN, "tests/test_calc.py": TESTS, "tests/test_remote.py": ELSEWHERE})
+    end = ending(await collect(await begin(ReadingModel(RIGHT)), "the tests fail; fix them"))
+    assert (end.status, end.attempts) == ("finished", 1), end
+    assert "1 failed, 1 error before, 1 error, 1 passed now" in end.result
+    assert (workspace / "calc.py").read_text() == RIGHT
+    everything = choose("fix the tests", TestReport("pytest", failed=1, failing=(FailingTest("test_remote.py::test_x", ""),)), "")
+    assert len(everything.wanted) == 1
+
+
+@pytest.mark.usefixtures("bare_python")
 async def test_a_named_test_that_passes_makes_all_tests_speak(begin: Begin, write: Write, workspace: Path) -> None:
     write({"calc.py": BROKEN, "tests/test_calc.py": TESTS, "tests/test_guard.py": GUARD})
     events = await collect(await begin(ReadingModel(RIGHT)), "tests/test_guard.py is fine, but something else fails; fix it")

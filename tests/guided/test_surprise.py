@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kcode.errors import ModelError
 from kcode.guided.drive import as_repair
-from kcode.guided.surprise import CONTEXT_BYTES, MAX_RESCORED, Proposal, body_start, propose, squeezed
+from kcode.guided.surprise import CONTEXT_STEP, CONTEXT_STEPS, MAX_RESCORED, Proposal, body_start, propose, squeezed
 from kcode.model import Alternative, Continuation, ScoredText, TextModel, Usage
 from kcode.tools.functions import rewritten
 from tests.fakes.text_model import ReadingModel
@@ -248,7 +248,7 @@ async def test_only_a_window_of_a_long_file_is_read() -> None:
     assert found[0].text == right
     assert found[0].line == text[: text.index("result = 1")].count("\n")
     window = model.read[0][0]
-    assert len(window.encode()) < CONTEXT_BYTES + len(RIGHT.encode()) + 10
+    assert len(window.encode()) < (CONTEXT_STEPS + 1) * CONTEXT_STEP + len(RIGHT.encode()) + 10
     assert window.startswith(("def f", "    return", "\n"))
     assert window.endswith("    return result\n")
     assert as_repair(found[0], set()).code.startswith("def total(")

@@ -16,6 +16,7 @@ from kcode.guided.suspects import (
     words_of,
 )
 from kcode.repomap import load_sources
+from kcode.tools.testing.calls import TestCalls
 from kcode.tools.testing.report import FailingTest, Frame
 from kcode_sandbox.sandbox import Sandbox
 from tests.guided.conftest import Write
@@ -254,3 +255,43 @@ async def test_code_of_a_suspect_is_its_definition_without_indentation(sandbox: 
         "A.size in a.py": "@property\ndef size(self):\n    return 'é'",
         "A.other in a.py": "def other(self): return 1",
     }
+
+
+def calls(test: str, *parts: str, failed: bool = False) -> TestCalls:
+    """A test that called the functions whose first lines these are."""
+    return TestCalls(f"tests/test_shop.py::{test}", failed, frozenset(("shop.py", line_of(SHOP, part)) for part in parts))
+
+
+async def test_only_what_the_failing_tests_called_is_suspected(sandbox: Sandbox, write: Write) -> None:
+    write(FILES)
+    files = await load_sources(sandbox, set())
+    tests = [failing("test_both")]
+    called = [
+        calls("test_both", "def greeting", "def rounded", "def subtotal", failed=True),
+        calls("test_greeting", "def greeting", "def subtotal"),
+        calls("test_total", "def subtotal"),
+        calls("test_parse", "def parse"),
+    ]
+    found = find_suspects(files, "fix it", tests, 9, called)
+    names = [suspect.symbol.qualified for suspect in found]
+    assert names == ["rounded", "greeting", "subtotal"]
+    # Never called by a failing test, but the person names it.
+    assert "parse" in {suspect.symbol.qualified for suspect in find_suspects(files, "parse is broken", tests, 9, called)}
+    # Calls of tests that nobody asked about say nothing: what the tests name does.
+    other = [calls("test_parse", "def rounded", failed=True)]
+    assert find_suspects(files, "fix it", tests, 9, other) == find_suspects(files, "fix it", tests, 9)
+
+
+async def test_property_and_its_setter_are_two(sandbox: Sandbox, write: Write) -> None:
+    """They share a name; each is suspected by its own lines and once."""
+    text = (
+        "class Box:\n    @property\n    def size(self):\n        return self._size\n\n"
+        "    @size.setter\n    def size(self, value):\n        self._size = value + 1\n"
+    )
+    write({"box.py": text, "tests/test_box.py": "from box import Box\n\n\ndef test_size():\n    Box().size = 2\n"})
+    test = FailingTest("tests/test_box.py::test_size", "", (Frame("tests/test_box.py", 5, "test_size", ""),))
+    files = await load_sources(sandbox, set())
+    both = find_suspects(files, "fix it", [test], 9)
+    assert [suspect.symbol.start_line for suspect in both] == [2, 6]
+    called = [TestCalls(test.id, True, frozenset({("box.py", 6)}))]
+    assert [suspect.symbol.start_line for suspect in find_suspects(files, "fix it", [test], 9, called)] == [6]

@@ -15,6 +15,9 @@ Framework = Literal["pytest", "plain", "node", "go", "cargo", "text"]
 Ecosystem = Literal["python", "node", "cargo", "go", "make"]
 
 PROBE_TIMEOUT_S = 30.0
+LONGEST_TEST_S = 20.0
+# The name of observer.py inside, where it must not be taken for a module of the project.
+OBSERVER = "kcode_test_observer.py"
 VIRTUAL_ENVIRONMENTS = (".venv", "venv", "env")
 ECOSYSTEM_OF_SUFFIX: dict[str, Ecosystem] = {
     "py": "python",
@@ -49,11 +52,26 @@ class NoPlan:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What part of the tests: `target` is a path or test id, `pattern` a part of names, "" is all; `scratch` is a folder."""
+    """What part of the tests: `target` is a path or test id, `pattern` a part of names, "" is all; `scratch` is a folder.
+
+    Only Python's tests heed the rest: `calls` asks which functions each test calls, and `longest_test_s` of processor time is
+    what a single test may take.
+    """
 
     target: str
     pattern: str
     scratch: str
+    calls: bool = False
+    longest_test_s: float = LONGEST_TEST_S
+
+    @property
+    def plugins(self) -> str:
+        """The folder of what is loaded into the test program."""
+        return f"{self.scratch}/plugins"
+
+    @property
+    def calls_path(self) -> str:
+        return f"{self.scratch}/calls.jsonl"
 
 
 async def find_plan(sandbox: Sandbox, wanted: Wanted) -> TestPlan | NoPlan:
@@ -114,9 +132,12 @@ async def python_plan(sandbox: Sandbox, paths: Sequence[str], wanted: Wanted) ->
         return NoPlan(target)
     quiet = {"PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1", "PY_COLORS": "0"}
     quiet |= {"HYPOTHESIS_STORAGE_DIRECTORY": f"{wanted.scratch}/hypothesis", "COVERAGE_FILE": f"{wanted.scratch}/coverage"}
-    if folders := await import_folders(sandbox, set(paths)):
-        inherited = dict(sandbox.policy.environment).get("PYTHONPATH")
-        quiet["PYTHONPATH"] = ":".join([*folders, *([inherited] if inherited else [])])
+    quiet["KCODE_LONGEST_TEST_S"] = str(wanted.longest_test_s)
+    if wanted.calls:
+        quiet["KCODE_CALLS"] = wanted.calls_path
+    folders = await import_folders(sandbox, set(paths))
+    inherited = dict(sandbox.policy.environment).get("PYTHONPATH")
+    quiet["PYTHONPATH"] = ":".join([wanted.plugins, *folders, *([inherited] if inherited else [])])
     if has_pytest:
         return pytest_plan(python, target, wanted, quiet)
     return plain_plan(python, target, paths, wanted, quiet)
@@ -137,7 +158,8 @@ def pytest_plan(python: str, target: PythonTarget, wanted: Wanted, environment: 
     report = f"{wanted.scratch}/junit.xml"
     chosen = [*target.ids, *(["-k", target.pattern] if target.pattern else [])]
     options = ["-v", "--tb=short", "-p", "no:cacheprovider", "--color=no", "--continue-on-collection-errors", "--maxfail=100"]
-    argv = (python, "-m", "pytest", *options, "-o", "junit_family=xunit1", f"--junitxml={report}", *chosen)
+    watch = ("-p", OBSERVER.removesuffix(".py"))
+    argv = (python, "-m", "pytest", *watch, *options, "-o", "junit_family=xunit1", f"--junitxml={report}", *chosen)
     return TestPlan("pytest", argv, " ".join(["pytest", *chosen]), environment, report)
 
 
@@ -153,7 +175,7 @@ def plain_plan(
         chosen += [name] if path in paths else sorted(below)
     if not chosen:
         return NoPlan("no Python test files (test_*.py, *_test.py)" + (f" below {wanted.target}" if wanted.target else ""))
-    runner = f"{wanted.scratch}/plain_runner.py"
+    runner = f"{wanted.plugins}/plain_runner.py"
     argv = (python, "-B", runner, report, target.pattern, *chosen)
     shown = " ".join(["python tests (without pytest)", *target.ids, *([f"-k {target.pattern}"] if target.pattern else [])])
     return TestPlan("plain", argv, shown, environment, report)

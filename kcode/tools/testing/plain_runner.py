@@ -21,7 +21,7 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, ModuleType, TracebackType
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 if TYPE_CHECKING:
     ExceptionInfo = tuple[type[BaseException], BaseException, TracebackType] | tuple[None, None, None]
@@ -32,6 +32,19 @@ LIBRARIES = ("site-packages", "node_modules", ".venv", "venv", ".tox")
 VALUE_CHARS = 400
 
 
+class Watch(Protocol):
+    """The observer of observer.py, which lies beside this file."""
+
+    outcome: str
+
+    def begin(self) -> None: ...
+
+    def end(self, test: str) -> None: ...
+
+
+WATCH: Watch = importlib.import_module("kcode_test_observer").observer
+
+
 class Recorder(unittest.TestResult):
     """Writes an event when a test starts and when it ends; `ids` maps a test object to its id."""
 
@@ -40,11 +53,13 @@ class Recorder(unittest.TestResult):
         self.stream = stream
         self.ids = ids
         self.wrong = False
+        self.last = ""
 
     def write(
         self, event: str, test: unittest.TestCase, message: str = "", frames: list[dict[str, object]] | None = None
     ) -> None:
         name = self.ids.get(id(test), test.id())
+        self.last = "failed" if event == "error" else event
         self.stream.write(json.dumps({"event": event, "id": name, "message": message, "frames": frames or []}) + "\n")
         self.stream.flush()
 
@@ -52,6 +67,15 @@ class Recorder(unittest.TestResult):
         super().startTest(test)
         self.wrong = False
         self.write("start", test)
+        WATCH.begin()
+
+    def stopTest(self, test: unittest.TestCase) -> None:
+        super().stopTest(test)
+        WATCH.outcome = self.last
+        WATCH.end(self.watched(test))
+
+    def watched(self, test: unittest.TestCase) -> str:
+        return self.ids.get(id(test), test.id())
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         self.write("passed", test)
@@ -90,6 +114,9 @@ class Loading(Recorder):
 
     def addSuccess(self, test: unittest.TestCase) -> None:
         return
+
+    def watched(self, test: unittest.TestCase) -> str:
+        return ""
 
 
 def subtest_label(subtest: unittest.TestCase) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kcode.tools.testing.calls import TestCalls
 from kcode.tools.truncate import TEST_CHARS
 
 MAX_SHOWN = 8
@@ -49,7 +50,10 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class TestReport:
-    """One run. `problem` is set when the run itself went wrong: no tests found, timeout, a crash; `log` is its path inside."""
+    """One run. `problem` is set when the run itself went wrong: no tests found, timeout, a crash; `log` is its path inside.
+
+    `calls` is what the tests called; empty when nobody asked for it or it cannot be known.
+    """
 
     __test__ = False
 
@@ -63,6 +67,7 @@ class TestReport:
     log: str = ""
     duration_s: float = 0.0
     output_tail: str = field(default="", repr=False)
+    calls: tuple[TestCalls, ...] = field(default=(), repr=False)
 
     @property
     def ok(self) -> bool:

@@ -6,8 +6,8 @@ import secrets
 from dataclasses import replace
 from pathlib import Path
 
-from kcode.tools.testing import compiled_results, plain_results, pytest_results, tap_results, text_results
-from kcode.tools.testing.detect import NoPlan, TestPlan, Wanted, find_plan
+from kcode.tools.testing import calls, compiled_results, plain_results, pytest_results, tap_results, text_results
+from kcode.tools.testing.detect import LONGEST_TEST_S, OBSERVER, NoPlan, TestPlan, Wanted, find_plan
 from kcode.tools.testing.report import MAX_SHOWN, FailingTest, Frame, Results, TestReport
 from kcode.tools.truncate import plain
 from kcode_sandbox.errors import FileError
@@ -17,21 +17,32 @@ MAX_LOG_BYTES = 4 << 20
 MAX_REPORT_BYTES = 16 << 20
 TAIL_CHARS = 2000
 PYTEST_USAGE_ERROR = 4
-RUNNER = Path(__file__).with_name("plain_runner.py")
+FOLDER = Path(__file__).parent
 
 
 async def run_project_tests(
-    sandbox: Sandbox, target: str | None, timeout_s: float, pattern: str = "", on_output: OnOutput | None = None
+    sandbox: Sandbox,
+    target: str | None,
+    timeout_s: float,
+    pattern: str = "",
+    on_output: OnOutput | None = None,
+    *,
+    calls_wanted: bool = False,
+    longest_test_s: float = LONGEST_TEST_S,
 ) -> TestReport:
     """Find the project's test command and run it, or the part of it that `target` (path or test id) and `pattern` select.
 
+    With `calls_wanted` the report says what each test called, where that can be known. A Python test that takes `longest_test_s`
+    of processor time is stopped and has failed.
     What cannot be run is a report with a `problem`, never an exception; FileError and SandboxDiedError may travel.
     """
-    wanted = Wanted((target or "").strip(), pattern.strip(), f"/tmp/kcode-tests-{secrets.token_hex(4)}")
+    wanted = Wanted(
+        (target or "").strip(), pattern.strip(), f"/tmp/kcode-tests-{secrets.token_hex(4)}", calls_wanted, longest_test_s
+    )
     plan = await find_plan(sandbox, wanted)
     if isinstance(plan, NoPlan):
         return TestReport("", problem=plan.problem)
-    await sandbox.write(f"{wanted.scratch}/plain_runner.py", RUNNER.read_bytes() if plan.framework == "plain" else b"")
+    await prepare(sandbox, plan, wanted)
     try:
         result = await execute(sandbox, plan, timeout_s, on_output)
     except FileError as error:
@@ -48,7 +59,17 @@ async def run_project_tests(
     found = await read_results(sandbox, plan, log)
     if found is not None:
         found = replace(found, failing=await with_sources(sandbox, found.failing))
-    return make_report(plan, result, found, log, log_path, timeout_s)
+    report = make_report(plan, result, found, log, log_path, timeout_s)
+    return replace(report, calls=calls.parse(await read_report(sandbox, wanted.calls_path))) if calls_wanted else report
+
+
+async def prepare(sandbox: Sandbox, plan: TestPlan, wanted: Wanted) -> None:
+    """Put what the tests run with into the scratch folder."""
+    await sandbox.write(f"{wanted.scratch}/output.txt", b"")
+    if plan.framework in {"pytest", "plain"}:
+        await sandbox.write(f"{wanted.plugins}/{OBSERVER}", (FOLDER / "observer.py").read_bytes())
+    if plan.framework == "plain":
+        await sandbox.write(f"{wanted.plugins}/plain_runner.py", (FOLDER / "plain_runner.py").read_bytes())
 
 
 async def with_sources(sandbox: Sandbox, failing: tuple[FailingTest, ...]) -> tuple[FailingTest, ...]:

@@ -254,3 +254,34 @@ async def test_a_version_managers_shim_is_followed_or_passed_over(workspace: Pat
     finally:
         await sandbox.close()
     assert (report.passed, report.failed) == (2, 1), report
+
+
+async def watched(sandbox: Sandbox, workspace: Path) -> None:
+    """A loop without an end is a failed test with its place, the others run, and all say what they called."""
+    endless = "def count(n):\n    while n:\n        try:\n            n += 1\n        except Exception:\n            pass\n"
+    tests = "from loop import count\nfrom halves import half\n\n" + "".join(
+        f"def test_{name}():\n    {code}\n\n"
+        for name, code in [("half", "half(2)"), ("count", "count(half(2))"), ("zero", "count(0)")]
+    )
+    write(workspace, {"halves.py": CODE, "loop.py": endless, "test_loop.py": tests})
+    report = await run_project_tests(sandbox, None, 120, calls_wanted=True, longest_test_s=0.5)
+    assert (report.passed, report.failed + report.errors, report.problem) == (2, 1, "")
+    (test,) = report.failing
+    assert test.id == "test_loop.py::test_count"
+    assert "it probably never ends" in test.message
+    assert test.frames[-1].path == "loop.py"
+    half, count = ("halves.py", 1), ("loop.py", 1)
+    own = {("test_loop.py", line) for line in (4, 7, 10)}
+    assert {run.test: (run.failed, run.places - own) for run in report.calls} == {
+        "test_loop.py::test_half": (False, {half}),
+        "test_loop.py::test_count": (True, {half, count}),
+        "test_loop.py::test_zero": (False, {count}),
+    }
+
+
+async def test_pytest_tells_what_tests_call_and_ends_endless_ones(pytest_sandbox: Sandbox, workspace: Path) -> None:
+    await watched(pytest_sandbox, workspace)
+
+
+async def test_own_runner_tells_what_tests_call_and_ends_endless_ones(plain_sandbox: Sandbox, workspace: Path) -> None:
+    await watched(plain_sandbox, workspace)
