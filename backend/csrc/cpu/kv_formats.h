@@ -1,4 +1,5 @@
-// The kinds of pages: how a head is written into a page, and how a tile of one becomes float32 (layout.h has the bytes).
+// The kinds of pages: how a head is written into a page, and how a tile of one becomes float32 (layout.h has the bytes). `direct` kinds
+// also offer K (a row per dimension, a column per token) and V (a row per token) as sources of attention_tile.h.
 //
 // int8 and int4 hold heads multiplied by a Hadamard matrix (divided by the root of its size, so that it is its own inverse):
 // outliers in a few dimensions, which keys of many models have, are spread over all of them, and one scale serves them.
@@ -7,6 +8,9 @@
 //   int4: x ~ m + s * q, q in 0..15, with s = (max - min) / 15 and m = min per token, head and 32 dimensions.
 
 constexpr int NIBBLE_GROUP = 32;
+
+// Sources know how many bytes ahead the same place of the next tile is.
+KC_INLINE void prefetch(const void *from, int64_t next) { __builtin_prefetch((const char *)from + next); }
 
 // In place, the transform over runs of the largest power of two that divides the width.
 void rotate_row(float *x, int width) {
@@ -37,7 +41,7 @@ KC_INLINE int32_t round_scaled(float x, float factor) {
 }
 
 struct HalfPages {
-    static constexpr bool rotated = false, scaled = false;
+    static constexpr bool direct = true, rotated = false, scaled = false;
 
     // k, v: `layout.width` floats, already rotated where `rotated` says so.
     static void store_head(const PageLayout &layout, const float *k, const float *v, int at, uint8_t *page) {
@@ -50,22 +54,42 @@ struct HalfPages {
         }
     }
 
+    struct Keys {
+        static constexpr int STEPS = 1;
+        const uint16_t *from;
+        int tokens;
+        int64_t next;
+        KC_INLINE Floats at(const Keys &b, int k, int, int n) { return load_halves(b.from + k * b.tokens + n); }
+        KC_INLINE void ask(const Keys &b, int k, int n) { prefetch(b.from + k * b.tokens + n, b.next); }
+    };
+    struct Values {
+        static constexpr int STEPS = 1;
+        const uint16_t *from;
+        int width;
+        int64_t next;
+        KC_INLINE Floats at(const Values &b, int k, int, int n) { return load_halves(b.from + k * b.width + n); }
+        KC_INLINE void ask(const Values &b, int k, int n) { prefetch(b.from + k * b.width + n, b.next); }
+    };
+    static Keys keys(const PageLayout &layout, const uint8_t *page, int at, int64_t next) {
+        return {(const uint16_t *)page + at, layout.tokens, next};
+    }
+    static Values values(const PageLayout &layout, const uint8_t *page, int at, int64_t next) {
+        return {(const uint16_t *)(page + layout.values) + (int64_t)at * layout.width, layout.width, next};
+    }
+
     // Columns at..at+columns of K, whole vectors of them, to [width][KEY_TILE].
-    static void load_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, float *to) {
-        const uint16_t *from = (const uint16_t *)page + at;
-        for (int i = 0; i < layout.width; i++, from += layout.tokens, to += KEY_TILE)
-            for (int j = 0; j < columns; j += LANES) store(to + j, load_halves(from + j));
+    static void widen_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, int64_t next, float *to) {
+        widen_rows(keys(layout, page, at, next), layout.width, columns, to, KEY_TILE);
     }
 
     // Rows at..at+keys of V to [keys][width].
-    static void load_values(const PageLayout &layout, const uint8_t *page, int at, int keys, float *to) {
-        const uint16_t *from = (const uint16_t *)(page + layout.values) + (int64_t)at * layout.width;
-        for (int i = 0; i < keys * layout.width; i += LANES) store(to + i, load_halves(from + i));
+    static void widen_values(const PageLayout &layout, const uint8_t *page, int at, int keys, int64_t next, float *to) {
+        widen_rows(values(layout, page, at, next), keys, layout.width, to, layout.width);
     }
 };
 
 struct BytePages {
-    static constexpr bool rotated = true, scaled = true;
+    static constexpr bool direct = true, rotated = true, scaled = true;
 
     static float largest(const float *x, int width) {
         Floats peak = {};
@@ -92,25 +116,42 @@ struct BytePages {
         }
     }
 
-    static void load_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, float *to) {
-        for (int quad = 0; quad < layout.width / 4; quad++, to += 4 * KEY_TILE) {
-            const uint8_t *from = page + ((int64_t)quad * layout.tokens + at) * 4;
-            for (int j = 0; j < columns; j += LANES) {
-                const Ints four = load<Ints>(from + 4 * j);
-#pragma GCC unroll 4
-                for (int b = 0; b < 4; b++) store(to + b * KEY_TILE + j, to_floats(four << (24 - 8 * b) >> 24));
-            }
+    struct Keys {
+        static constexpr int STEPS = 4;
+        const uint8_t *from;
+        int tokens;
+        int64_t next;
+        KC_INLINE void ask(const Keys &b, int k, int n) { prefetch(b.from + (k / 4 * b.tokens + n) * 4, b.next); }
+        KC_INLINE Floats at(const Keys &b, int k, int step, int n) {
+            return to_floats(load<Ints>(b.from + (k / 4 * b.tokens + n) * 4) << (24 - 8 * step) >> 24);
         }
+    };
+    struct Values {
+        static constexpr int STEPS = 1;
+        const uint8_t *from;
+        int width;
+        int64_t next;
+        KC_INLINE Floats at(const Values &b, int k, int, int n) { return to_floats(widen_signed(b.from + k * b.width + n)); }
+        KC_INLINE void ask(const Values &b, int k, int n) { prefetch(b.from + k * b.width + n, b.next); }
+    };
+    static Keys keys(const PageLayout &layout, const uint8_t *page, int at, int64_t next) {
+        return {page + at * 4, layout.tokens, next};
+    }
+    static Values values(const PageLayout &layout, const uint8_t *page, int at, int64_t next) {
+        return {page + layout.values + (int64_t)at * layout.width, layout.width, next};
     }
 
-    static void load_values(const PageLayout &layout, const uint8_t *page, int at, int keys, float *to) {
-        const uint8_t *from = page + layout.values + (int64_t)at * layout.width;
-        for (int i = 0; i < keys * layout.width; i += LANES) store(to + i, to_floats(widen_signed(from + i)));
+    static void widen_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, int64_t next, float *to) {
+        widen_rows(keys(layout, page, at, next), layout.width, columns, to, KEY_TILE);
+    }
+
+    static void widen_values(const PageLayout &layout, const uint8_t *page, int at, int keys, int64_t next, float *to) {
+        widen_rows(values(layout, page, at, next), keys, layout.width, to, layout.width);
     }
 };
 
 struct NibblePages {
-    static constexpr bool rotated = true, scaled = false;
+    static constexpr bool direct = false, rotated = true, scaled = false;
 
     // The 32 numbers of a group in 0..15; returns scale and minimum as float16.
     static void quantize(const float *x, uint16_t parameters[2], uint8_t q[NIBBLE_GROUP]) {
@@ -150,7 +191,7 @@ struct NibblePages {
         }
     }
 
-    static void load_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, float *to) {
+    static void widen_keys(const PageLayout &layout, const uint8_t *page, int at, int columns, int64_t, float *to) {
         const uint16_t *scales = parameters(layout, page) + at;
         for (int group = 0; group < layout.width / NIBBLE_GROUP; group++, scales += 2 * layout.tokens, to += NIBBLE_GROUP * KEY_TILE)
             for (int c = 0; c < columns; c += LANES) {
@@ -166,7 +207,7 @@ struct NibblePages {
             }
     }
 
-    static void load_values(const PageLayout &layout, const uint8_t *page, int at, int keys, float *to) {
+    static void widen_values(const PageLayout &layout, const uint8_t *page, int at, int keys, int64_t, float *to) {
         const uint16_t *pair = parameters(layout, page + layout.values) + (int64_t)at * (layout.width / 16);
         const uint8_t *from = page + layout.values + (int64_t)at * (layout.width / 2);
         for (int group = 0; group < keys * (layout.width / NIBBLE_GROUP); group++, pair += 2, from += 16, to += NIBBLE_GROUP) {

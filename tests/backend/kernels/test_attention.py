@@ -57,6 +57,16 @@ class Sequences:
         arguments = (q, self.pages, self.tables, starts, contexts, self.pages.layout.head_dim**-0.5)
         return ops.paged_attention(*arguments), reference.paged_attention(*arguments)
 
+    def pass_over(self, q: torch.Tensor, queries: list[int], contexts: list[int]) -> torch.Tensor:
+        """Ours for the last `queries` of the first `contexts` tokens of each sequence."""
+        starts = torch.tensor([0, *torch.tensor(queries).cumsum(0).tolist()], dtype=torch.int32)
+        lengths = torch.tensor(contexts, dtype=torch.int32)
+        return ops.paged_attention(q, self.pages, self.tables, starts, lengths, self.pages.layout.head_dim**-0.5)
+
+    def only(self, sequence: int) -> Sequences:
+        where = slice(sequence, sequence + 1)
+        return Sequences(self.pages, self.tables[where].clone(), self.contexts[where])
+
 
 def filled(layout: PageLayout, contexts: list[int], generator: torch.Generator) -> Sequences:
     """The cache is filled by `store_kv` in chunks of odd length; unused table entries are invalid."""
@@ -152,7 +162,7 @@ def test_chunked_attention_is_the_same_as_in_one_pass(kind: KVKind) -> None:
     parts: list[torch.Tensor] = []
     for start, end in ((0, 1), (1, 70), (70, 157), (157, 200), (200, 201)):
         parts.append(sequences.attend(q[start:end], [end - start], torch.tensor([end], dtype=torch.int32))[0])
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-5, atol=2e-6)
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.usefixtures("active")
@@ -181,9 +191,34 @@ def test_four_sequences_decode_in_one_pass_as_alone() -> None:
     together, expected = sequences.attend(q, [1] * 4, sequences.contexts)
     torch.testing.assert_close(together, expected, rtol=1e-4, atol=TOLERANCE)
     for sequence in range(4):
-        alone = Sequences(sequences.pages, sequences.tables[sequence : sequence + 1].clone(), sequences.contexts[sequence:][:1])
+        alone = sequences.only(sequence)
         own, _ = alone.attend(q[sequence : sequence + 1], [1], alone.contexts)
-        torch.testing.assert_close(own[0], together[sequence], rtol=1e-5, atol=2e-6)
+        assert torch.equal(own[0], together[sequence])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("block_size", [32, 37])
+def test_a_row_is_the_same_to_the_bit_alone_as_a_draft_in_a_prompt_and_on_any_threads(
+    active: Kernels, kind: KVKind, block_size: int
+) -> None:
+    """Around the seams of chunks and blocks, with a long neighbour that takes most of the pass's work or none."""
+    generator = torch.Generator().manual_seed(block_size)
+    for heads in (Heads(12, 2, 64), Heads(3, 1, 20)):
+        sequences = filled(heads.layout(block_size, kind), [560, 300], generator)
+        q = torch.randn(60, heads.heads, heads.width, generator=generator)
+        whole = sequences.only(0).pass_over(q, [60], [560])
+        before = active.threads()
+        try:
+            for threads, rows, end in ((1, 1, 560), (2, 16, 559), (3, 2, 514), (1, 3, 513), (2, 8, 512), (5, 5, 506)):
+                active.set_threads(threads)
+                where = slice(end - 500 - rows, end - 500)
+                alone = sequences.only(0).pass_over(q[where], [rows], [end])
+                among = sequences.pass_over(torch.cat((q[where], q[:3])), [rows, 3], [end, 300])
+                assert torch.equal(alone, whole[where])
+                assert torch.equal(among[:rows], whole[where])
+            assert torch.equal(sequences.only(0).pass_over(q, [60], [560]), whole)
+        finally:
+            active.set_threads(before)
 
 
 @pytest.mark.usefixtures("active")

@@ -70,6 +70,34 @@ def test_rope_turns_views_of_a_joint_projection_in_place(interleaved: bool) -> N
         assert torch.equal(joint[:, split + heads.kv_heads * heads.width :], values)
 
 
+@pytest.mark.usefixtures("active")
+def test_rows_do_not_influence_each_other() -> None:
+    """With enough of them for several threads, and alone."""
+    generator = torch.Generator().manual_seed(8)
+    x, residual, weight = (torch.randn(*shape, generator=generator) for shape in ((70, 1037), (70, 1037), (1037,)))
+    gate_up = torch.randn(70, 2 * 1037, generator=generator)
+    table, positions = torch.randn(100, 64, generator=generator), torch.arange(70, dtype=torch.int32)
+    q, k = torch.randn(70, 6, 80, generator=generator), torch.randn(70, 2, 80, generator=generator)
+
+    def pass_over(rows: slice) -> tuple[torch.Tensor, ...]:
+        summed, turned_q, turned_k = residual[rows].clone(), q[rows].clone(), k[rows].clone()
+        normed = ops.add_rms_norm(x[rows].clone(), summed, weight, 1e-6)
+        ops.rope_(turned_q, turned_k, positions[rows].clone(), table)
+        return (
+            ops.rms_norm(x[rows].clone(), weight, 1e-6),
+            normed,
+            summed,
+            ops.silu_mul(gate_up[rows].clone()),
+            turned_q,
+            turned_k,
+        )
+
+    whole = pass_over(slice(0, 70))
+    for rows in (slice(0, 1), slice(3, 5), slice(17, 33), slice(69, 70)):
+        for part, expected in zip(pass_over(rows), whole, strict=True):
+            assert torch.equal(part, expected[rows])
+
+
 def test_wrong_arguments_are_named_with_their_numbers() -> None:
     q, k = torch.zeros(3, 6, 32), torch.zeros(3, 2, 32)
     with pytest.raises(ValueError, match=r"positions 0\.\.9 are outside of the table's 9"):

@@ -15,7 +15,7 @@ from kcode_backend.layers.moe import SparseMLP
 from kcode_backend.models.load import load
 from kcode_backend.weights.names import from_transformers
 from tests.backend.models.folders import FAMILIES, Family, rewrite_tensors, save, tensors_of, write_gguf
-from tests.backend.models.test_forward import TOKENS, Sequences
+from tests.backend.models.test_forward import TOKENS, Sequences, assert_same
 
 INT4_EXPERTS = {
     "quant_method": "compressed-tensors",
@@ -44,6 +44,7 @@ def assert_same_predictions(path: Path, expected: torch.Tensor, tolerance: float
     steps = [sequences.step({0: TOKENS[i : i + 1]}) for i in range(24, len(TOKENS))]
     actual = torch.cat([actual, *steps])
     whole = Sequences(load(path)).step({0: TOKENS})
+    assert_same(actual, whole)
     allowed = tolerance * expected.abs().max()
     for logits in (actual, whole):
         assert (logits - expected).abs().max() < allowed

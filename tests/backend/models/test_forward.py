@@ -190,6 +190,13 @@ def test_logits_are_those_of_transformers(
     assert (compiled - expected).abs().max() < (0.05 if tiny.quant == "Q8_0" else 1e-3) * expected.abs().max()
 
 
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    """To the bit: the compiled kernels add up a row in one order, whatever is computed with it. The reference uses torch's."""
+    if native.active() is None:
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
+    assert native.active() is None or torch.equal(actual, expected)
+
+
 @pytest.fixture(params=["qwen2", "llama"])
 def model(request: pytest.FixtureRequest, tiny: TinyModel, write_tiny: WriteTiny) -> Model:
     return load(write_tiny(replace(tiny, architecture=request.param)))
@@ -200,7 +207,7 @@ def test_chunked_prefill_gives_the_same_logits(model: Model, chunk: int) -> None
     whole = Sequences(model).step({0: TOKENS})
     sequences = Sequences(model)
     parts = [sequences.step({0: TOKENS[start : start + chunk]}) for start in range(0, len(TOKENS), chunk)]
-    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-4)
+    assert_same(torch.cat(parts), whole)
 
 
 def test_a_batch_gives_what_each_sequence_gives_alone(model: Model) -> None:
@@ -209,22 +216,22 @@ def test_a_batch_gives_what_each_sequence_gives_alone(model: Model) -> None:
     together = Sequences(model)
     one = together.step({0: first[:7], 1: second[:12]})
     two = together.step({1: second[12:], 2: third, 0: first[7:]})
-    torch.testing.assert_close(torch.cat((one[:7], two[8:])), alone[0], rtol=0, atol=1e-4)
-    torch.testing.assert_close(torch.cat((one[7:], two[:1])), alone[1], rtol=0, atol=1e-4)
-    torch.testing.assert_close(two[1:8], alone[2], rtol=0, atol=1e-4)
+    assert_same(torch.cat((one[:7], two[8:])), alone[0])
+    assert_same(torch.cat((one[7:], two[:1])), alone[1])
+    assert_same(two[1:8], alone[2])
 
 
 def test_only_wanted_rows_are_returned(model: Model) -> None:
     whole = Sequences(model).step({0: TOKENS})
     some = Sequences(model).step({0: TOKENS}, rows=[47, 3])
-    torch.testing.assert_close(some, whole[[47, 3]], rtol=0, atol=1e-4)
+    assert_same(some, whole[[47, 3]])
 
 
 def test_a_chunk_without_wanted_rows_still_fills_the_cache(model: Model) -> None:
     whole = Sequences(model).step({0: TOKENS})
     sequences = Sequences(model)
     assert sequences.step({0: TOKENS[:40]}, rows=[]).shape == (0, model.config.vocab)
-    torch.testing.assert_close(sequences.step({0: TOKENS[40:]}), whole[40:], rtol=0, atol=1e-4)
+    assert_same(sequences.step({0: TOKENS[40:]}), whole[40:])
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(KVKind.INT8, 0.02), (KVKind.INT4, 0.3)])
