@@ -133,7 +133,8 @@ def examine_engine() -> list[Finding]:
     has_kernels = report["isa"] != "reference"
     findings.append(examine_compiler(has_kernels=has_kernels))
     if has_kernels:
-        findings.append(Finding("kernels", "ok", f"{report['isa']} ({report['reason']}): {report['library_path']}"))
+        detail = f"{report['isa']} ({report['reason']}): {report['library_path']}; AMX {report['amx']}"
+        findings.append(Finding("kernels", "ok", detail))
     else:
         findings.append(Finding("kernels", "missing", report["reason"], "answers come in minutes instead of seconds"))
     return findings

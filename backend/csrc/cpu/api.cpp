@@ -1,5 +1,6 @@
 // The C interface that native.py calls. Pointers and sizes are checked there and in ops.py; here only the choice of the
-// instruction set remains. Numbers: 0 portable, 1 AVX2, 2 AVX-512-VNNI.
+// instruction set remains. Numbers: 0 portable, 1 AVX2, 2 AVX-512-VNNI, 3 the same with AMX for products of many rows.
+#include "amx_detect.h"
 #include "layout.h"
 #include "pack.h"
 #include "pool.h"
@@ -11,11 +12,17 @@ namespace {
 const KernelTable *table(int isa) {
 #if KC_X86
     if (isa == 1) return &kc_table_avx2;
-    if (isa == 2) return &kc_table_avx512vnni;
+    if (isa == 2 || isa == 3) return &kc_table_avx512vnni;
 #endif
     (void)isa;
     return &kc_table_portable;
 }
+
+#if KC_AMX
+const AmxTable *matrix_units(int isa) { return isa == 3 ? &kc_amx : nullptr; }
+#else
+const AmxTable *matrix_units(int) { return nullptr; }
+#endif
 
 struct Probe {
     const uint8_t *data;
@@ -40,8 +47,16 @@ void probe_chunk(void *context, int task, int) {
 
 }  // namespace
 
+// Why AMX is not used: an AmxState.
+KC_EXPORT int kc_amx_state() { return amx_state(); }
+
 KC_EXPORT int kc_supported(int isa) {
     if (isa == 0) return 1;
+#if defined(KC_EMULATE_AMX)
+    if (isa == 3) return amx_state() == AMX_READY;
+#else
+    if (isa == 3) return kc_supported(2) && amx_state() == AMX_READY;
+#endif
 #if KC_X86
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -77,6 +92,8 @@ KC_EXPORT int kc_linear(int isa, const Part *parts, int part_count, const float 
     if (part_count > 8) return 1;
     for (int i = 0; i < part_count; i++)
         if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
+    const AmxTable *matrix = matrix_units(isa);
+    if (matrix && matrix->linear(parts, part_count, x, tokens, bias, out)) return 0;
     if (tokens > 0) kernels->linear(parts, part_count, x, tokens, bias, out);
     return 0;
 }
@@ -87,7 +104,9 @@ KC_EXPORT int kc_moe(int isa, const Part *parts, int experts, const float *x, in
     const KernelTable *kernels = table(isa);
     for (int i = 0; i < 3 * experts; i++)
         if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
-    const MoeCall call{parts, experts, x, tokens, ids, weights, chosen, out};
+    const MoeCall call{parts, experts, x, tokens, ids, weights, chosen, out, INT32_MAX};
+    const AmxTable *matrix = matrix_units(isa);
+    if (matrix && matrix->moe(&call, kernels->moe)) return 0;
     if (tokens > 0) kernels->moe(&call);
     return 0;
 }
@@ -122,6 +141,13 @@ KC_EXPORT void kc_attention(int isa, const Pages *pages, const float *q, int64_t
 
 // 96 * lanes * repetitions float multiply-adds per thread, from registers: what no kernel can exceed.
 KC_EXPORT void kc_multiply_probe(int isa, int64_t repetitions) { table(isa)->multiply_probe(repetitions); }
+
+// 65536 * repetitions bf16 multiply-adds per thread from tile registers; 1: there are none.
+KC_EXPORT int kc_matrix_probe(int isa, int64_t repetitions) {
+    const AmxTable *matrix = matrix_units(isa);
+    if (matrix) matrix->multiply_probe(repetitions);
+    return matrix ? 0 : 1;
+}
 
 // Reads `bytes` bytes once with all threads.
 KC_EXPORT void kc_read_probe(const uint8_t *data, int64_t bytes) {

@@ -4,12 +4,16 @@
 // Vectors are the compiler's own (arithmetic, shifts, comparisons, conversions work on any target); intrinsics serve only
 // where a single instruction must be hit.
 
-#if defined(KC_ISA_AVX512VNNI)
+#if defined(KC_ISA_AVX512VNNI) || defined(KC_ISA_AMX) || defined(KC_EMULATE_AMX)
 constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
 #endif
 constexpr int VECTOR = LANES * 4;  // bytes
+
+#if (defined(KC_ISA_AVX512VNNI) && !defined(KC_EMULATE_AVX512)) || (defined(KC_ISA_AMX) && !defined(KC_EMULATE_AMX))
+#define KC_NATIVE_AVX512
+#endif
 
 typedef uint8_t Bytes __attribute__((vector_size(VECTOR)));
 typedef int8_t SignedBytes __attribute__((vector_size(VECTOR)));
@@ -169,7 +173,7 @@ KC_INLINE Ints dot_signed(Ints sum, Bytes w, Bytes x) {
 KC_INLINE Ints widen_signed(const void *from) {
 #if defined(KC_ISA_AVX2)
     return bits<Ints>(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
-#elif defined(KC_ISA_AVX512VNNI) && !defined(KC_EMULATE_AVX512)
+#elif defined(KC_NATIVE_AVX512)
     return bits<Ints>(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
 #else
     Ints out;
@@ -181,7 +185,7 @@ KC_INLINE Ints widen_signed(const void *from) {
 KC_INLINE Floats load_halves(const void *from) {
 #if defined(KC_ISA_AVX2)
     return bits<Floats>(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)from)));
-#elif defined(KC_ISA_AVX512VNNI) && !defined(KC_EMULATE_AVX512)
+#elif defined(KC_NATIVE_AVX512)
     return bits<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)from)));
 #else
     const uint16_t *halves = (const uint16_t *)from;
@@ -198,7 +202,7 @@ KC_INLINE Floats load_bfloats(const void *from) {
 KC_INLINE void store_halves(void *to, Floats v) {
 #if defined(KC_ISA_AVX2)
     _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(bits<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
-#elif defined(KC_ISA_AVX512VNNI) && !defined(KC_EMULATE_AVX512)
+#elif defined(KC_NATIVE_AVX512)
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(bits<__m512>(v), _MM_FROUND_TO_NEAREST_INT));
 #else
     uint16_t *halves = (uint16_t *)to;

@@ -22,6 +22,7 @@ namespace {
 #include "quantize.h"
 #include "dense.h"
 #include "linear.h"
+#include "routing.h"
 #include "moe.h"
 #include "norm.h"
 #include "rope.h"

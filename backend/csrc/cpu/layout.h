@@ -192,6 +192,7 @@ struct MoeCall {  // see moe.h
     const float *weights;  // [tokens][chosen]
     int chosen;
     float *out;
+    int most_pairs;  // experts that serve more tokens are left out of the sum
 };
 
 struct KernelTable {
@@ -206,9 +207,21 @@ struct KernelTable {
     void (*moe)(const MoeCall *call);
 };
 
+// What the matrix units do; the rest is AVX-512-VNNI's, whose packed weights they read.
+struct AmxTable {
+    // False: not worth while or a format that is better left alone, and nothing was computed.
+    bool (*linear)(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out);
+    // `few` serves the experts with few tokens.
+    bool (*moe)(const MoeCall *call, void (*few)(const MoeCall *));
+    void (*multiply_probe)(int64_t repetitions);
+};
+
 extern "C" {
 extern const KernelTable kc_table_portable;
 #if KC_X86
 extern const KernelTable kc_table_avx2, kc_table_avx512vnni;
+#endif
+#if KC_AMX
+extern const AmxTable kc_amx;
 #endif
 }

@@ -1,7 +1,7 @@
 // out[t] = sum over the chosen experts e of token t: weight[t,e] * down_e(silu(gate_e(x[t])) * up_e(x[t])).
 //
-// A token and one of its experts are a *pair*. Pairs are sorted by expert; those of one expert are a *run*, and its weights are
-// read once for the whole run. Experts that nobody chose are not touched. Four passes of the thread pool, one barrier each:
+// Pairs are sorted into runs (routing.h), and an expert's weights are read once for the whole run. Experts that nobody chose are
+// not touched. Four passes of the thread pool, one barrier each:
 //   1. the activations of each run are quantised side by side in the layout of quantize.h (one token: once, for all its experts)
 //   2. tasks (run, ROWS rows): gate and up of these rows, silu, product -> hidden[pair][inner]
 //   3. hidden is quantised in turn
@@ -12,11 +12,6 @@
 
 constexpr int ROWS = MAX_TILES * LANES;
 static_assert(ROWS % DENSE_ROWS == 0, "dense rows are taken four at a time");
-
-struct Run {
-    const Part *parts;  // gate, up, down of its expert
-    int first, pairs;
-};
 
 enum Side { X, HIDDEN };
 
@@ -148,21 +143,6 @@ void prepare(const MoeJob &job, Side side, int task) {
 void prepare_x(void *context, int task, int) { prepare(*(const MoeJob *)context, X, task); }
 void prepare_hidden(void *context, int task, int) { prepare(*(const MoeJob *)context, HIDDEN, task); }
 
-// Sorts the pairs by expert (counting sort) and describes the runs; `starts` has experts + 1 entries.
-int sort_pairs(const MoeCall &call, int32_t *starts, int32_t *pairs, Run *runs) {
-    const int total = call.tokens * call.chosen;
-    memset(starts, 0, (size_t)(call.experts + 1) * 4);
-    for (int i = 0; i < total; i++) starts[call.ids[i] + 1]++;
-    int count = 0;
-    for (int e = 0; e < call.experts; e++) {
-        const int pairs_here = starts[e + 1];
-        if (pairs_here) runs[count++] = {call.parts + 3 * e, starts[e], pairs_here};
-        starts[e + 1] += starts[e];
-    }
-    for (int i = 0; i < total; i++) pairs[starts[call.ids[i]]++] = i;
-    return count;
-}
-
 struct Forms {
     bool wide, narrow, plain;
 };
@@ -178,16 +158,6 @@ Forms forms_of(const Part *parts, int experts, int first, int last) {
         }
     return forms;
 }
-
-struct Arena {  // counts bytes first, then hands them out; every piece is 64-byte aligned
-    uint8_t *memory;
-    size_t used;
-    template <class T> T *take(size_t count) {
-        T *piece = memory ? (T *)(memory + used) : nullptr;
-        used += (count * sizeof(T) + 63) & ~(size_t)63;
-        return piece;
-    }
-};
 
 void lay_out(const MoeCall &call, MoeJob &job, int32_t *&starts, int32_t *&pairs, Arena &arena) {
     const int total = call.tokens * call.chosen, x_rows = job.shared ? 1 : total;
@@ -222,7 +192,7 @@ void moe(const MoeCall *given) {
     arena = {(uint8_t *)scratch(arena.used), 0};
     lay_out(call, job, starts, pairs, arena);
     job.pairs = pairs;
-    job.run_count = sort_pairs(call, starts, pairs, job.runs);
+    job.run_count = sort_pairs(call, starts, pairs, job.runs, 1, call.most_pairs);
     int tiles = 0;
     for (int s = 0; s < job.run_count; s++) tiles += (job.runs[s].pairs + TOKEN_TILE - 1) / TOKEN_TILE;
     if (job.shared) {

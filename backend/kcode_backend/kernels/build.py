@@ -33,9 +33,23 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "avx512vnni": ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni", "-mavx2", "-mfma", "-mf16c"),
 }
-EMULATED_FLAGS = ("-O1", "-DKC_EMULATE_AVX512", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi")
-BASE_UNITS = ("api.cpp", "pool.cpp", "pack.cpp")
+# For tests on CPUs without an instruction set: AVX-512 through SIMDe's headers on any AVX2 machine, AMX through amx_emulated.h
+# anywhere. The emulated AMX has only plain C++ of the same width beside it, barely optimised since that takes minutes.
+EMULATED_FLAGS = {
+    "avx512vnni": ("-O1", "-DKC_EMULATE_AVX512", "-mavx2", "-mfma", "-mf16c", "-Wno-psabi"),
+    "amx": ("-O1", "-DKC_EMULATE_AMX", "-Wno-psabi"),
+}
+BASE_UNITS = ("api.cpp", "pool.cpp", "pack.cpp", "amx_detect.cpp")
 ISA_UNIT = "kernels.cpp"
+AMX_UNIT = "amx.cpp"
+AMX_FLAGS = (*ISA_FLAGS["avx512vnni"], "-mavx512vbmi", "-mavx512bf16", "-mamx-tile", "-mamx-bf16")
+# What an older compiler or assembler does not know (GCC before 11, clang before 12).
+AMX_TRIAL = b"""#include <immintrin.h>
+void trial(void *to, __m512 x) {
+    _tile_dpbf16ps(0, 1, 2);
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh(x, x));
+}
+"""
 
 
 class CompileError(Exception):
@@ -56,7 +70,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 def source_hash(csrc: Path) -> str:
     """Names a library: the sources, the flags and the architecture."""
-    digest = hashlib.sha256(repr((COMMON_FLAGS, ISA_FLAGS, platform.machine(), sys.platform)).encode())
+    digest = hashlib.sha256(repr((COMMON_FLAGS, ISA_FLAGS, AMX_FLAGS, platform.machine(), sys.platform)).encode())
     for path in sorted(csrc.iterdir()):
         if path.suffix in {".cpp", ".h"}:
             digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -74,16 +88,26 @@ def find_compiler() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def compile_library(csrc: Path, target: Path, compiler: str, emulate_avx512: bool = False) -> None:
-    """Writes `target` whole or not at all.
+def knows_amx(compiler: str) -> bool:
+    """Whether the AMX unit can be compiled; without it a library is complete but for that."""
+    if "avx512vnni" not in instruction_sets():
+        return False
+    command = [compiler, *AMX_FLAGS, "-x", "c++", "-c", "-", "-o", os.devnull]
+    try:
+        return (
+            subprocess.run(command, input=AMX_TRIAL, capture_output=True, check=False, timeout=COMPILE_TIMEOUT_S).returncode == 0
+        )
+    except subprocess.TimeoutExpired:
+        return False
 
-    emulate_avx512: the AVX-512 unit runs on any AVX2 machine through SIMDe's headers, for tests.
-    """
+
+def compile_library(csrc: Path, target: Path, compiler: str, emulate: str | None = None) -> None:
+    """Writes `target` whole or not at all. emulate: one of EMULATED_FLAGS, which then runs without the CPU's help."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kcode-kernels-") as folder:
         objects: list[str] = []
         running: list[tuple[Unit, subprocess.Popen[bytes]]] = []
-        for unit in _units(csrc, emulate_avx512):
+        for unit in _emulated_amx_units(csrc) if emulate == "amx" else _units(csrc, emulate, knows_amx(compiler)):
             output = str(Path(folder, unit.name + ".o"))
             objects.append(output)
             command = [compiler, *COMMON_FLAGS, *unit.flags, "-c", str(unit.source), "-o", output]
@@ -102,13 +126,23 @@ def compile_library(csrc: Path, target: Path, compiler: str, emulate_avx512: boo
         os.replace(library, target)
 
 
-def _units(csrc: Path, emulate_avx512: bool) -> list[Unit]:
-    define = "-DKC_X86=1" if len(instruction_sets()) > 1 else "-DKC_X86=0"
-    extra = ("-DKC_EMULATE_AVX512",) if emulate_avx512 else ()
-    units = [Unit(csrc / name, (define, "-ffp-contract=off", *extra), name) for name in BASE_UNITS]
+def _units(csrc: Path, emulate: str | None, amx: bool) -> list[Unit]:
+    defines = (f"-DKC_X86={int(len(instruction_sets()) > 1)}", f"-DKC_AMX={int(amx)}")
+    extra = ("-DKC_EMULATE_AVX512",) if emulate else ()
+    units = [Unit(csrc / name, (*defines, "-ffp-contract=off", *extra), name) for name in BASE_UNITS]
     for isa in instruction_sets():
-        flags = EMULATED_FLAGS if emulate_avx512 and isa == "avx512vnni" else ISA_FLAGS[isa]
-        units.append(Unit(csrc / ISA_UNIT, (define, f"-DKC_ISA_{isa.upper()}", f"-DKC_ISA={isa}", *flags), f"{isa}-{ISA_UNIT}"))
+        flags = EMULATED_FLAGS[isa] if emulate == isa else ISA_FLAGS[isa]
+        units.append(Unit(csrc / ISA_UNIT, (*defines, f"-DKC_ISA_{isa.upper()}", f"-DKC_ISA={isa}", *flags), f"{isa}-{ISA_UNIT}"))
+    if amx:
+        units.append(Unit(csrc / AMX_UNIT, (*defines, "-DKC_ISA_AMX", *AMX_FLAGS), AMX_UNIT))
+    return units
+
+
+def _emulated_amx_units(csrc: Path) -> list[Unit]:
+    flags = ("-DKC_X86=0", "-DKC_AMX=1", *EMULATED_FLAGS["amx"])
+    units = [Unit(csrc / name, (*flags, "-ffp-contract=off"), name) for name in BASE_UNITS]
+    units.append(Unit(csrc / ISA_UNIT, (*flags, "-DKC_ISA_PORTABLE", "-DKC_ISA=portable", "-O0"), ISA_UNIT))
+    units.append(Unit(csrc / AMX_UNIT, (*flags, "-DKC_ISA_AMX"), AMX_UNIT))
     return units
 
 

@@ -23,7 +23,16 @@ from kcode_backend.kernels import build
 from kcode_backend.kernels.pages import PageLayout, Pages
 from kcode_backend.weights.quant import QuantFormat
 
-ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2}
+# amx is avx512vnni, and the matrix units for products of many rows.
+ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2, "amx": 3}
+# `AmxState` of csrc/cpu/amx_detect.h: why the matrix units are not used.
+AMX_STATES = (
+    "usable",
+    "not part of this library (the compiler did not know AMX; GCC 11 and clang 12 do)",
+    "not in this CPU",
+    "not enabled by the operating system (Linux 5.16 and newer do)",
+    "refused by the operating system (arch_prctl ARCH_REQ_XCOMP_PERM)",
+)
 ALIGNMENT = 64
 _FORMATS = {quant.number: quant for quant in QuantFormat}
 PACKAGE = Path(__file__).resolve().parent
@@ -44,6 +53,7 @@ class PartDescriptor(ctypes.Structure):
 _INT, _LONG, _POINTER, _FLOAT = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_supported": (_INT, [_INT]),
+    "kc_amx_state": (_INT, []),
     "kc_lanes": (_INT, [_INT]),
     "kc_set_threads": (None, [_INT]),
     "kc_threads": (_INT, []),
@@ -62,18 +72,23 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
         [_INT, _POINTER, _POINTER, _LONG, _INT, _POINTER, _INT, _POINTER, _POINTER, _INT, _FLOAT, _POINTER],
     ),
     "kc_multiply_probe": (None, [_INT, _LONG]),
+    "kc_matrix_probe": (_INT, [_INT, _LONG]),
     "kc_read_probe": (None, [_POINTER, _LONG]),
 }
 
 
 @dataclass(frozen=True)
 class KernelReport:
-    """What runs and why, for `kcode doctor`. isa is "reference" when nothing compiled is in use."""
+    """What runs and why, for `kcode doctor`. isa is "reference" when nothing compiled is in use.
+
+    amx: "in use", or "not used: " and why.
+    """
 
     isa: str
     library_path: Path | None
     reason: str
     compiler: str | None
+    amx: str
 
 
 @dataclass(frozen=True)
@@ -204,6 +219,12 @@ class Kernels:
             max_blocks, seq_starts.data_ptr(), context_lens.data_ptr(), seqs, scale, out.data_ptr(),
         )  # fmt: skip
 
+    def matrix_probe(self, repetitions: int) -> int:
+        """bf16 multiply-adds from tile registers on all threads, the most that AMX can do; returns how many, 0 without it."""
+        if self.library.kc_matrix_probe(self.number, repetitions):
+            return 0
+        return 65536 * repetitions * self.threads()
+
     def read_probe(self, data: npt.NDArray[np.uint8]) -> None:
         """Reads every byte once with all threads: the yardstick of the benches."""
         self.library.kc_read_probe(data.ctypes.data, data.nbytes)
@@ -215,18 +236,39 @@ class Kernels:
 
 
 def load(path: Path, isa: str | None = None) -> Kernels:
-    """isa None: the best one that the library has and this CPU runs. Raises ValueError for one that does not run here."""
+    """isa None: the best one that the library has and this CPU runs. Raises ValueError for one that does not run here.
+
+    avx512vnni forbids the matrix units, amx insists on them.
+    """
     library, quick = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
     for name, (result, arguments) in _SIGNATURES.items():
         for handle in (library, quick):
             function = getattr(handle, name)
             function.restype, function.argtypes = result, arguments
-    supported = [name for name, number in ISA_NUMBERS.items() if library.kc_supported(number)]
-    chosen = isa or supported[-1]
-    if chosen not in supported:
-        raise ValueError(f"KCODE_CPU_ISA={chosen} does not run on this CPU; it runs {', '.join(supported)}")
+    chosen = isa or _supported(library)[-1]
+    # Asked about that one alone: to be told about AMX, the process asks the system for permission to use it.
+    if chosen not in ISA_NUMBERS or not library.kc_supported(ISA_NUMBERS[chosen]):
+        runs = f"it runs {', '.join(_supported(library))}; AMX is {_amx_state(library)}"
+        raise ValueError(f"KCODE_CPU_ISA={chosen} does not run on this CPU; {runs}")
     number = ISA_NUMBERS[chosen]
     return Kernels(library, quick, path, chosen, number, library.kc_lanes(number))
+
+
+def _supported(library: ctypes.CDLL) -> list[str]:
+    return [name for name, number in ISA_NUMBERS.items() if library.kc_supported(number)]
+
+
+def _amx_state(library: ctypes.CDLL) -> str:
+    return AMX_STATES[library.kc_amx_state()] if "avx512vnni" in build.instruction_sets() else "not of this architecture"
+
+
+def _amx_report(kernels: Kernels, forced: str | None) -> str:
+    if kernels.isa == "amx":
+        return "in use"
+    if forced:
+        return f"not used: KCODE_CPU_ISA={forced}"
+    state = _amx_state(kernels.library)
+    return f"not used: {state if state != AMX_STATES[0] else 'AVX-512 with VNNI, which its kernels need too, is not in this CPU'}"
 
 
 def csrc_folder() -> Path | None:
@@ -241,10 +283,11 @@ def _startup() -> tuple[Kernels | None, KernelReport]:
     path, reason = _library(compiler)
     if path is None:
         return None, KernelReport(
-            "reference", None, f"{reason}; the torch reference runs instead, hundreds of times slower", compiler
+            "reference", None, f"{reason}; the torch reference runs instead, hundreds of times slower", compiler, "not used"
         )
-    kernels = load(path, os.environ.get("KCODE_CPU_ISA") or None)
-    return kernels, KernelReport(kernels.isa, path, reason, compiler)
+    forced = os.environ.get("KCODE_CPU_ISA") or None
+    kernels = load(path, forced)
+    return kernels, KernelReport(kernels.isa, path, reason, compiler, _amx_report(kernels, forced))
 
 
 def _library(compiler: str | None) -> tuple[Path | None, str]:

@@ -1,4 +1,4 @@
-"""The instruction sets that can run here, the AVX-512 one emulated by SIMDe where the CPU lacks it."""
+"""The instruction sets that can run here; AVX-512 (by SIMDe) and AMX (amx_emulated.h) are emulated where the CPU lacks them."""
 
 from __future__ import annotations
 
@@ -20,21 +20,25 @@ def _loaded() -> Kernels:
     return kernels
 
 
-def _emulated(folder: Path) -> Kernels:
+def _emulated(folder: Path, isa: str) -> Kernels:
     compiler = build.find_compiler()
     csrc = native.csrc_folder()
     assert csrc is not None
     if compiler is None:
-        pytest.skip("AVX-512 is tested through SIMDe, which needs a C++ compiler")
+        pytest.skip(f"{isa} is emulated here, which needs a C++ compiler")
+    target = folder / f"emulated-{isa}-{build.source_hash(csrc)}.so"
+    if not target.is_file():
+        build.compile_library(csrc, target, compiler, emulate=isa)
+    return native.load(target, isa)
+
+
+def _emulated_avx512(folder: Path) -> Kernels:
     check = subprocess.run(
-        [compiler, "-x", "c++", "-E", "-"], input=b"#include <simde/x86/avx512.h>\n", capture_output=True, check=False, timeout=60
+        ["c++", "-x", "c++", "-E", "-"], input=b"#include <simde/x86/avx512.h>\n", capture_output=True, check=False, timeout=60
     )
     if check.returncode:
         pytest.skip("AVX-512 is tested through SIMDe, whose headers are not installed (Debian: libsimde-dev)")
-    target = folder / f"emulated-{build.source_hash(csrc)}.so"
-    if not target.is_file():
-        build.compile_library(csrc, target, compiler, emulate_avx512=True)
-    return native.load(target, "avx512vnni")
+    return _emulated(folder, "avx512vnni")
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +47,10 @@ def emulation_folder(request: pytest.FixtureRequest) -> Path:
     cache = request.config.cache
     assert cache is not None
     folder = cache.mkdir("kcode-emulated-kernels")
-    for stale in sorted(folder.glob("emulated-*.so"))[:-2]:
-        stale.unlink()
+    for isa in build.EMULATED_FLAGS:
+        libraries = sorted(folder.glob(f"emulated-{isa}-*.so"), key=lambda library: library.stat().st_mtime)
+        for stale in libraries[:-2]:
+            stale.unlink()
     return Path(folder)
 
 
@@ -67,8 +73,17 @@ def kernels(request: pytest.FixtureRequest, emulation_folder: Path) -> Kernels:
     if loaded.library.kc_supported(number):
         return native.load(loaded.path, isa)
     if isa == "avx512vnni" and shutil.which("c++"):
-        return _emulated(emulation_folder)
+        return _emulated_avx512(emulation_folder)
     pytest.skip(f"this CPU does not run {isa}")
+
+
+@pytest.fixture(scope="session")
+def amx(emulation_folder: Path) -> Kernels:
+    """The kernels with AMX, emulated where the CPU lacks it (`kc_emulated_configured` is then in the library)."""
+    loaded = _loaded()
+    if loaded.library.kc_supported(native.ISA_NUMBERS["amx"]):
+        return native.load(loaded.path, "amx")
+    return _emulated(emulation_folder, "amx")
 
 
 @pytest.fixture
