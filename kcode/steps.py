@@ -143,13 +143,17 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A finished call. `result.text` is exactly what the model reads; `changed` names files known to be changed."""
+    """A finished call. `result.text` is exactly what the model reads; `changed` names files known to be changed.
+
+    `is_refused`: it did not run because a person or a rule did not let it; who makes calls by itself takes that as a no.
+    """
 
     call: ToolCall
     result: ToolResult
     display: Display
     ends_turn: bool = False
     changed: tuple[str, ...] = ()
+    is_refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,7 +410,7 @@ class Steps:
             return Outcome(problem, PlainDisplay(problem), is_error=True), 0.0
         verdict = await self._approval.decide(replace(call, name=tool.name), tool.access, summary)
         if not verdict.allowed:
-            return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True), 0.0
+            return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True, is_refused=True), 0.0
         started = time.monotonic()
         if tool.access != "read" and not self._checkpointed:
             await self.snapshot()
@@ -420,7 +424,7 @@ class Steps:
             self._journal.add_result(result, outcome.display, duration_s)
             self._open.pop(call.id, None)
         self._emit(CallFinished(call, result, outcome.display, duration_s))
-        return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed)
+        return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed, outcome.is_refused)
 
     def _find(self, name: str) -> Tool[BaseModel] | None:
         """The tool of that name; models also write `Read`, `functions.read` or `str-replace`."""

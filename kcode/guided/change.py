@@ -15,7 +15,7 @@ from kcode.guided.goal import Goal
 from kcode.guided.places import Lines, Place, Renaming, Rewrite, find_places, whole_text
 from kcode.guided.relevance import relevant, seed_text
 from kcode.guided.suspects import words_of
-from kcode.guided.trial import can_judge, clean, run_tests, timeout_after, unknown_names, worsening
+from kcode.guided.trial import accepted, can_judge, clean, run_tests, timeout_after, unknown_names, worsening
 from kcode.model import Sampling
 from kcode.repomap import TEST_PATH, SourceFile, load_sources
 from kcode.steps import Ask, Ending, Steps
@@ -194,7 +194,7 @@ class Change:
         texts = {path: await self._text_of(path) for path in paths}
         self.tries += 1
         for call in edit.calls:
-            called = await self.steps.run(call.tool, call.arguments)
+            called = accepted(await self.steps.run(call.tool, call.arguments))
             if called.result.is_error:
                 return called.result.text, before
         for path, old in texts.items():

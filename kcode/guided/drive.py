@@ -2,7 +2,8 @@
 
 A turn about failing tests goes: run the tests; choose suspects; try repairs one after another, the likeliest first, each from the
 same clean tree; stop when the tests pass. Repairs come from the model's surprise (surprise.py) and from rewrites of a suspect
-(rewrite.py). A question is answered from what the workspace shows (talk.py), and any other task is a change (change.py).
+(rewrite.py). A question is answered from what the workspace shows (talk.py), and any other task is a change (change.py). When the
+person refuses a call the turn ends: what is wanted instead only the person knows.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from kcode.guided.change import Change
 from kcode.guided.goal import Goal, choose, named_target
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
-from kcode.guided.talk import answer, is_task, names_code, tells_of_failure, tells_of_mistake
-from kcode.guided.trial import FIRST_TIMEOUT_S, clean, forget_reads, last_report, run_tests, timeout_after
+from kcode.guided.talk import answer, greet, kind_of, names_code, tells_of_failure, tells_of_mistake
+from kcode.guided.trial import FIRST_TIMEOUT_S, Refused, accepted, clean, forget_reads, last_report, run_tests, timeout_after
 from kcode.loop import work
 from kcode.model import TextModel, Usage
 from kcode.repomap import load_sources
@@ -58,8 +59,17 @@ class Guided:
         if not steps.model.binds_answers:
             steps.notice("warning", f"{steps.model.name} cannot be bound to what exists; it works freely")
             return await work(steps, text)
-        if not tells_of_failure(text) and not await is_task(steps, text, self.seed):
+        kind = "task" if tells_of_failure(text) else await kind_of(steps, text, self.seed)
+        if kind == "greeting":
+            return await greet(steps, text)
+        if kind == "question":
             return await answer(steps, self.sandbox, text)
+        try:
+            return await self._task(steps, text)
+        except Refused as refused:
+            return Ending("interrupted", str(refused), f"{refused} Say what to do instead.")
+
+    async def _task(self, steps: Steps, text: str) -> Ending:
         goal = await self._goal(steps, text) if tells_of_mistake(text) else None
         if goal is not None:
             return await self._repair(steps, text, goal)
@@ -122,7 +132,7 @@ class Guided:
 
     async def _apply(self, steps: Steps, repair: Repair) -> bool:
         arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}
-        called = await steps.run("rewrite_function", arguments, text=repair.why)
+        called = accepted(await steps.run("rewrite_function", arguments, text=repair.why))
         return not called.result.is_error
 
     async def _judge(self, steps: Steps, goal: Goal, untouched: str) -> tuple[Goal, TestReport | None]:

@@ -100,22 +100,24 @@ class Addition:
 
     @property
     def opening(self) -> str:
-        """For Python and JavaScript the head of the definition, as far as it is known."""
+        """For Python and JavaScript the head of the definition, as far as it is known; for the model "(" begins a word."""
         language = language_of(self.path)
         if language == "python":
-            inner = f"def {self.name}(" if self.name and not self.name[0].isupper() else ""
+            inner = f"def {self.name}" if self.name and not self.name[0].isupper() else ""
             return f"class {self.owner.name}:\n    {inner or 'def '}" if self.owner is not None else inner
         if language in {"javascript", "typescript", "tsx"}:
             if self.owner is not None:
-                return f"class {self.owner.name} {{\n  " + (f"{self.name}(" if self.name else "")
+                return f"class {self.owner.name} {{\n  " + self.name
             exported = "export " if re.search(r"^export ", self.file.text, re.MULTILINE) else ""
-            return f"{exported}function {self.name}(" if self.name and not self.name[0].isupper() else ""
+            return f"{exported}function {self.name}" if self.name and not self.name[0].isupper() else ""
         return ""
 
     def edit(self, code: str) -> Edit:
         if self.owner is not None and language_of(self.path) != "python" and code.count("{") > code.count("}"):
             code += "\n}"
         calls, names = insert_definitions(self.file, code, self.owner)
+        if self.name and self.name not in {name.rpartition(".")[2] for name in names}:
+            raise CannotEdit(f"this defines {', '.join(names)}; the name must be {self.name}")
         return Edit(tuple(calls), names, f"Added {', '.join(names)} to {self.path}.")
 
 

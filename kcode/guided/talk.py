@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from kcode.guided.choice import choose, preferences
 from kcode.guided.relevance import seed_text
@@ -16,10 +17,11 @@ FAILURE = re.compile(r"\b(?:fail(?:s|ed|ing|ure|ures)?|broken)\b|(?:^|[\s/])test
 MISTAKE = re.compile(r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE)
 # What is read before a short answer; reading takes longer than answering.
 SHOWN_CHARS = 2400
-TASK, QUESTION = "task", "question"
+Kind = Literal["task", "question", "greeting"]
+KINDS: tuple[Kind, ...] = ("question", "task", "greeting")
 # By so much (natural logarithm) a task must be likelier: files are not touched on a mere suspicion that they should be.
 CLEAR_MARGIN = 0.7
-WHAT = "What is the last message: a question (also a greeting or thanks), or a task that changes the code?"
+WHAT = "What is the last message: a question, a task that changes the code, or a greeting (also thanks and goodbye)?"
 
 
 def tells_of_failure(text: str) -> bool:
@@ -32,14 +34,18 @@ def tells_of_mistake(text: str) -> bool:
     return FAILURE.search(text) is not None or MISTAKE.search(text) is not None
 
 
-async def is_task(steps: Steps, text: str, seed: int) -> bool:
-    """Whether the model takes the message for a task rather than a question or small talk."""
+async def kind_of(steps: Steps, text: str, seed: int) -> Kind:
+    """What the model takes the message for; in doubt it is a question, since files are not touched on a mere suspicion."""
     task = " ".join(text.split())
-    margins = await preferences(steps, load("guided/intent", task=task), (TASK, QUESTION))
-    if margins is not None:
-        return margins[0] - margins[1] > CLEAR_MARGIN
-    question = load("guided/choose", question=f"{WHAT}\n\n{task}", alternatives=f"{QUESTION}\n{TASK}")
-    return await choose(steps, question, (QUESTION, TASK), seed) == TASK
+    found = await preferences(steps, load("guided/intent", task=task), KINDS)
+    if found is not None:
+        question, wanted, greeting = found
+        if wanted - max(question, greeting) > CLEAR_MARGIN:
+            return "task"
+        return "greeting" if greeting > question and "?" not in text else "question"
+    question = load("guided/choose", question=f"{WHAT}\n\n{task}", alternatives="\n".join(KINDS))
+    chosen = await choose(steps, question, KINDS, seed)
+    return next((kind for kind in KINDS if kind == chosen), "question")
 
 
 async def names_code(sandbox: Sandbox, text: str) -> bool:
@@ -49,18 +55,29 @@ async def names_code(sandbox: Sandbox, text: str) -> bool:
     return any(is_mentioned(file.path, mentioned) or any(symbol.name in mentioned for symbol in file.symbols) for file in files)
 
 
+async def greet(steps: Steps, text: str) -> Ending:
+    """Answer at once: no file has to do with it."""
+    steps.say(load("guided/greeting", task=text))
+    return await said(steps)
+
+
 async def answer(steps: Steps, sandbox: Sandbox, text: str) -> Ending:
     """Answer in words, from the files the message is about; nothing is run and nothing changed."""
     files = await load_sources(sandbox, words_of(text))
     told = "\n\n".join(message.text for message in steps.messages)
     steps.say(load("guided/answer", files=seed_text(files, text, told, SHOWN_CHARS), task=text))
+    return await said(steps)
+
+
+async def said(steps: Steps) -> Ending:
+    """What the model says to the conversation as it is, and to what the person adds meanwhile."""
     while True:
         finished = await steps.ask(Ask(offer_tools=False))
-        said = finished.message.text.strip()
+        text = finished.message.text.strip()
         if steps.take_steering():
             continue
-        if not said:
+        if not text:
             return Ending("error", "the model gave an empty answer")
         if finished.finish == "length":
-            return Ending("limit", f"the answer was cut off at {finished.usage.completion_tokens} tokens", said)
-        return Ending("finished", "the model answered", said)
+            return Ending("limit", f"the answer was cut off at {finished.usage.completion_tokens} tokens", text)
+        return Ending("finished", "the model answered", text)

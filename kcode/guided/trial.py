@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import builtins
+import symtable
 
-from kcode.steps import Steps
+from kcode.steps import Called, Steps
 from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.testing.report import TestReport
@@ -13,19 +14,34 @@ from kcode.tools.testing.report import TestReport
 FIRST_TIMEOUT_S = 300
 MIN_TIMEOUT_S = 20
 SHOWN_CHARS = 1200
+MODULE_NAMES = ("__file__", "__name__", "__doc__", "__path__", "__spec__", "__package__")
+
+
+class Refused(Exception):
+    """The person, or a rule, did not let a call run: no other call takes its place. The message is the reason."""
+
+
+def accepted(called: Called) -> Called:
+    """The call, which ran. Raises Refused."""
+    if called.is_refused:
+        raise Refused(called.result.text)
+    return called
 
 
 async def run_tests(
     steps: Steps, timeout_s: int, target: str = "", *, recorded: bool = False, calls_wanted: bool = False
 ) -> TestReport | None:
-    """Run the project's tests, or `target` of them; None when they were not run. The model hears of it when it is `recorded`."""
+    """Run the project's tests, or `target` of them; None when there is no such tool. The model hears of it when it is `recorded`.
+
+    Raises Refused.
+    """
     tool = tests_tool(steps)
     if tool is None:
         return None
     tool.last_report = None
     tool.calls_wanted = calls_wanted
     call = steps.run if recorded else steps.probe
-    await call("run_tests", {"timeout_s": timeout_s} | ({"target": target} if target else {}))
+    accepted(await call("run_tests", {"timeout_s": timeout_s} | ({"target": target} if target else {})))
     return tool.last_report
 
 
@@ -75,34 +91,26 @@ def unknown_names(path: str, before: str, after: str) -> tuple[str, ...]:
 
 
 def undefined(source: str) -> set[str]:
-    """Names loaded somewhere in a module and bound nowhere in it, in any scope: few, but certainly wrong."""
+    """Names that a scope of a module uses and neither it, nor one around it, nor the module defines: few, but certainly wrong."""
     try:
-        nodes = list(ast.walk(ast.parse(source)))
+        imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+        module = symtable.symtable(source, "code", "exec")
     except (SyntaxError, ValueError, RecursionError):
         return set()
+    if any(alias.name == "*" for node in imports for alias in node.names):
+        return set()
+    bound = {*dir(builtins), *MODULE_NAMES}
     used: set[str] = set()
-    bound = {*dir(builtins), "__file__", "__name__", "__doc__", "__path__", "__spec__", "__package__", "__class__"}
-    for node in nodes:
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                used.add(name)
-            case ast.Name(id=name):
-                bound.add(name)
-            case ast.Import(names=names) | ast.ImportFrom(names=names):
-                if any(alias.name == "*" for alias in names):
-                    return set()
-                bound |= {alias.asname or alias.name.partition(".")[0] for alias in names}
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name) | ast.arg(arg=name):
-                bound.add(name)
-            case ast.ExceptHandler(name=str(name)) | ast.MatchAs(name=str(name)) | ast.MatchStar(name=str(name)):
-                bound.add(name)
-            case ast.MatchMapping(rest=str(name)):
-                bound.add(name)
-            case ast.Global(names=names) | ast.Nonlocal(names=names):
-                bound |= set(names)
-            case _:
-                continue
-    return used - bound
+    scopes = [module]
+    while scopes:
+        scope = scopes.pop()
+        scopes += scope.get_children()
+        for symbol in scope.get_symbols():
+            if symbol.is_global() or scope is module:
+                is_bound = symbol.is_assigned() or symbol.is_imported() or symbol.is_namespace()
+                (bound if is_bound else used).add(symbol.get_name())
+    # Private names of a class are mangled where they are used, and not where they are defined.
+    return {name for name in used - bound if "__" not in name}
 
 
 async def clean(steps: Steps, snapshot: str) -> None:

@@ -20,7 +20,7 @@ class Outcome:
     """A finished call: `text` is what the model reads (bounded), `display` what a person sees.
 
     `ends_turn` is true only for a successful `finish`. `changed` names the files the call is known to have changed,
-    relative to the workspace.
+    relative to the workspace. `is_refused` says that the call did not run because a person or a rule did not let it.
     """
 
     text: str
@@ -28,6 +28,7 @@ class Outcome:
     is_error: bool = False
     ends_turn: bool = False
     changed: tuple[str, ...] = ()
+    is_refused: bool = False
 
 
 class Tool(Protocol, Generic[ArgumentsT]):

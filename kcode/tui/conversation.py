@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 PATIENCE_S = 3
 """How long a turn may take to end in order when its session is closed."""
+SOON_S = 0.3
+"""A model that is ready within this is not said to be loading."""
 
 
 class Conversation:
@@ -116,6 +119,14 @@ class Conversation:
             self._warming = None
             self._on_change()
 
+    async def _warm_again(self, session: ChatSession) -> None:
+        try:
+            with contextlib.suppress(KcodeError):
+                await session.start()  # what is wrong the turn will say
+        finally:
+            self._warming = None
+            self._on_change()
+
     async def _run(self, session: ChatSession) -> None:
         while self.queue and self.session is session:
             text = self.queue.pop(0)
@@ -135,6 +146,12 @@ class Conversation:
                 self._on_change()
 
     async def _turn(self, session: ChatSession, text: str) -> None:
+        if self._warming is None:
+            # The engine may have ended since: it stops when nobody uses it, and it can be killed.
+            self._warming = asyncio.create_task(self._warm_again(session))
+            await asyncio.wait([self._warming], timeout=SOON_S)
+            if self._warming is not None:
+                self._on_change()
         if self._warming is not None:
             # Starting a model takes long and a session cannot be interrupted while it does.
             stopping = asyncio.create_task(self._stop.wait())

@@ -17,6 +17,8 @@ from kcode.tui.port import ModelOffer, PullProgress
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
 
+COUNTED_AFTER_UNDO = 321
+
 
 @dataclass(frozen=True)
 class Pause:
@@ -96,7 +98,9 @@ class ScriptedSession:
             await self.loaded.wait()
 
     async def count_context(self) -> None:
-        """The model has nothing to add to what the events say."""
+        """The model has nothing to add to what the events say, but for what was taken back."""
+        if self.undone:
+            self.context_used = COUNTED_AFTER_UNDO
 
     def set_approval_mode(self, mode: ApprovalMode) -> None:
         self.approval_mode = mode
@@ -109,6 +113,7 @@ class ScriptedSession:
 
     async def undo(self) -> str:
         self.undone += 1
+        self.context_used = 0
         self.records.clear()
         return "restored 1 file: src/slug.py"
 

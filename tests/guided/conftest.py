@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kcode.approval import Approval
+from kcode.approval import Approval, Asker
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.guided.suspects import Suspect
@@ -88,7 +88,7 @@ async def begin(workspace: Path, tmp_path: Path) -> AsyncIterator[Begin]:
     """Opens a session that the driver of small models drives, with real tools, tests and snapshots."""
     opened: list[Session] = []
 
-    async def begin_it(model: ChatModel, limits: Limits | None = None, seed: int = 0) -> Session:
+    async def begin_it(model: ChatModel, limits: Limits | None = None, seed: int = 0, asker: Asker | None = None) -> Session:
         sandbox = await open_policy(Settings(sandbox="workspace-write"), workspace)
         tools = build_tools(sandbox, SMALL.tools)
         equipment = Equipment(
@@ -100,7 +100,7 @@ async def begin(workspace: Path, tmp_path: Path) -> AsyncIterator[Begin]:
             limits=limits or SMALL.limits,
             sampling=SMALL.sampling,
             driver=driver_of(SMALL, sandbox, seed),
-            approval=Approval("auto", None, no_work_to_lose),
+            approval=Approval("ask" if asker else "auto", asker, no_work_to_lose),
             checkpoints=Checkpoints(workspace, tmp_path / "store"),
         )
         transcript = create(find_paths({"KCODE_HOME": str(tmp_path / "home")}).sessions(workspace), workspace, "0.1.0")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kcode.approval import Question
+from kcode.approval import Reply as Answered
 from kcode.context import orphans
 from kcode.events import CallFinished, CallStarted, Event, Notice, StepStarted, TestsDisplay, TextPiece
 from kcode.model import ModelEvent, ModelRequest
@@ -78,12 +80,65 @@ async def test_a_question_is_answered_from_the_files_and_nothing_runs(begin: Beg
     assert (end.status, end.result, end.steps) == ("finished", "It adds two numbers.", 2)
     assert not any(isinstance(event, CallStarted) for event in events)
     assert "".join(event.text for event in events if isinstance(event, TextPiece)) == "It adds two numbers."
-    assert model.requests[0].grammar == 'start: "question" | "task"'
+    assert model.requests[0].grammar == 'start: "question" | "task" | "greeting"'
     asked = model.requests[1]
     assert asked.tools == ()
     assert [message.role for message in asked.messages] == ["system", "user"], "the decision is not part of the conversation"
     assert "return a + b" in asked.messages[-1].text
     assert tree_of(workspace) == before
+
+
+@pytest.mark.usefixtures("project")
+async def test_a_greeting_is_answered_at_once(begin: Begin) -> None:
+    """No file is read for it: reading is what takes long."""
+    model = scripted("greeting", "Hello! What can I do for you?")
+    events = await collect(await begin(model), "good morning")
+    assert (ending(events).status, ending(events).result) == ("finished", "Hello! What can I do for you?")
+    assert not any(isinstance(event, CallStarted) for event in events)
+    said = model.requests[1].messages[-1].text
+    assert said.startswith("good morning")
+    assert "calc" not in said
+
+
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("text", ["greet should say Hi", "tests/test_calc.py fails; fix it"])
+async def test_a_refusal_is_taken_as_one(begin: Begin, workspace: Path, write: Write, text: str) -> None:
+    """Whoever says no to a call is not offered another one."""
+    if "fails" in text:
+        write({"calc.py": CALC.replace("a + b", "a - b")})
+    before = tree_of(workspace)
+    asked: list[Question] = []
+
+    async def answer(question: Question) -> Answered:
+        asked.append(question)
+        return Answered("deny", "use a table") if question.access == "write" else Answered("allow")
+
+    decided = () if "fails" in text else ("task", "rewrite greet in calc.py")
+    model = scripted(*decided, code('def greet(name):\n    return f"Hi {name}"'), code("def add(a, b):\n    return b + a"))
+    session = await begin(model, asker=answer)
+    end = ending(await collect(session, text))
+    assert [question.access for question in asked].count("write") == 1
+    assert asked[-1].access == "write"
+    assert end.status == "interrupted"
+    assert "the user denied" in end.reason
+    assert "use a table" in end.reason
+    assert end.result.endswith("Say what to do instead.")
+    assert tree_of(workspace) == before
+    assert orphans(session.messages) == []
+
+
+@pytest.mark.usefixtures("project")
+async def test_refused_tests_end_the_turn_before_anything_is_changed(begin: Begin, workspace: Path) -> None:
+    async def no(question: Question) -> Answered:
+        return Answered("deny")
+
+    model = scripted()
+    end = ending(await collect(await begin(model, asker=no), "tests/test_calc.py fails; fix it"))
+    assert (end.status, end.result) == (
+        "interrupted",
+        "Not run: the user denied run tests tests/test_calc.py. Say what to do instead.",
+    )
+    assert model.requests == []
 
 
 @pytest.mark.usefixtures("project")
@@ -141,21 +196,30 @@ async def test_a_new_function_goes_behind_the_others_with_its_imports(begin: Beg
     expected = CALC.replace('"""Sums."""\n', '"""Sums."""\nimport math\n')
     expected = expected.replace(' {name}"\n', ' {name}"\n\n\ndef root(x):\n    return math.sqrt(x)\n')
     assert (workspace / "calc.py").read_text() == expected
-    assert model.requests[2].prefix == "```python\ndef root("
+    assert model.requests[2].prefix == "```python\ndef root"
 
 
 async def test_without_tests_a_name_that_nothing_defines_is_refused(begin: Begin, workspace: Path, write: Write) -> None:
+    """Also where another scope of the file defines it: there it is not known either."""
     write({"calc.py": CALC})
     wrong = code("def root(x):\n    return math.sqrt(x)")
+    other = code("def root(x):\n    return x**0.5 + b")
+    elsewhere = code("def square_root(x):\n    return x**0.5")
     right = code("def root(x):\n    return x**0.5")
     events = await collect(
-        await begin(scripted("task", "add a function root to calc.py", wrong, right)), "add a function root(x) to calc.py"
+        await begin(scripted("task", "add a function root to calc.py", wrong, other, elsewhere, right)),
+        "add a function root(x) to calc.py",
     )
     end = ending(events)
     assert end.status == "finished", end
     assert "No test has judged it" in end.result
     assert "math" not in (workspace / "calc.py").read_text()
-    assert "taken back: math: used, but not defined in calc.py" in notices(events)
+    taken_back = [text for text in notices(events) if text.startswith(("taken back", "not tried"))]
+    assert taken_back == [
+        "taken back: math: used, but not defined in calc.py",
+        "taken back: b: used, but not defined in calc.py",
+        "not tried: this defines square_root; the name must be root",
+    ]
 
 
 async def test_a_method_goes_into_its_class(begin: Begin, workspace: Path, write: Write) -> None:

@@ -33,7 +33,7 @@ from kcode.tui.widgets.prompt import Prompt
 from kcode.tui.widgets.status import Status
 from kcode.tui.widgets.transcript import Transcript
 from tests.fakes.tui_screen import enter, screen_text, until
-from tests.fakes.tui_session import Fail, Hold, Past, ScriptedSessions, Step
+from tests.fakes.tui_session import COUNTED_AFTER_UNDO, Fail, Hold, Past, ScriptedSessions, Step
 from tests.tui.conftest import Start
 
 CALL = ToolCall("c1", "bash", '{"command": "make"}')
@@ -222,6 +222,12 @@ async def test_a_model_that_loads_slowly_can_be_typed_to_and_interrupted(start: 
         loaded.set()
         await until(app, "✓ done")
         assert sessions.opened[0].said == ["again"]
+        # The engine ended meanwhile.
+        loaded.clear()
+        await enter(pilot, "once more")
+        await until(app, lambda: "Loading the model  0:0" in screen_text(app))
+        loaded.set()
+        await until(app, lambda: sessions.opened[0].said == ["again", "once more"])
 
 
 async def test_first_message_is_sent_at_once(start: Start) -> None:
@@ -329,6 +335,7 @@ async def test_undo_says_what_was_restored(start: Start) -> None:
         await enter(pilot, "/undo")
         await until(app, "↶ restored 1 file: src/slug.py")
         assert sessions.opened[0].undone == 1
+        await until(app, f"{COUNTED_AFTER_UNDO}/")
         assert "❯ go" not in screen_text(app)
 
 

@@ -214,6 +214,9 @@ class ChatScreen(Screen[None]):
         self._presenter.greet(self._launch.workspace, session.sandbox_description)
         self._presenter.replay(session.records)
         self._changed()
+        if not self._conversation.is_warming:
+            # What was taken back no longer counts; a model that is still loading counts when it is ready.
+            self._count.soon()
 
     async def _ask(self, question: Question) -> Reply:
         """The person's answer. Cancelled with the turn, it takes its question away."""
