@@ -29,6 +29,9 @@ from kcode_sandbox.sandbox import Sandbox
 
 MAX_ATTEMPTS = 8
 MAX_SUSPECTS = 3
+# Suspects below this share of the first one's weight wait until nothing is left to try with the strong ones.
+STRONG_SHARE = 0.6
+ATTEMPTS_OF_OTHERS = 2
 REWRITES_PER_SUSPECT = 3
 RESAMPLES = 2
 # A surprise worth a test run before anything else is tried, and how many of these a suspect gets.
@@ -153,23 +156,36 @@ class Guided:
         return goal, report if report is not None and goal.met(report) else None
 
     async def _repairs(self, steps: Steps, suspects: list[Suspect]) -> AsyncGenerator[Repair, None]:
-        """Repairs to try, at most MAX_ATTEMPTS: each suspect's clear surprises, then rewrites and weaker surprises in turn.
+        """Repairs to try, at most MAX_ATTEMPTS: all that the strong suspects have first, then the others' turn comes."""
+        tried = {rewrite.squeezed(suspect.code) for suspect in suspects}
+        strong = [suspect for suspect in suspects if suspect.weight >= STRONG_SHARE * suspects[0].weight]
+        others = suspects[len(strong) :]
+        left = MAX_ATTEMPTS
+        for group, kept in ((strong, ATTEMPTS_OF_OTHERS if others else 0), (others, 0)):
+            async with aclosing(self._repairs_of(steps, group, left - kept, tried)) as repairs:
+                async for repair in repairs:
+                    left -= 1
+                    yield repair
+
+    async def _repairs_of(
+        self, steps: Steps, suspects: list[Suspect], count: int, tried: set[str]
+    ) -> AsyncGenerator[Repair, None]:
+        """At most `count`: each suspect's clear surprises, then rewrites and weaker surprises in turn.
 
         A suspect is read only when the clear repairs of those before it have failed: a test run costs less than reading.
         """
-        tried = {rewrite.squeezed(suspect.code) for suspect in suspects}
         weaker: list[Proposal] = []
         made = 0
         for suspect in suspects:
             proposals = await self._proposals(steps, suspect)
             clear = [proposal for proposal in proposals[:CLEAR_PER_SUSPECT] if proposal.gain >= CLEAR_GAIN]
             weaker += proposals[len(clear) :]
-            for proposal in clear[: MAX_ATTEMPTS - made]:
+            for proposal in clear[: count - made]:
                 made += 1
                 yield as_repair(proposal, tried)
         weaker = sorted((proposal for proposal in weaker if proposal.gain >= POOR_GAIN), key=lambda proposal: -proposal.gain)
         rewrites = [(suspect, number) for number in range(REWRITES_PER_SUSPECT) for suspect in suspects]
-        for turn in range(MAX_ATTEMPTS - made):
+        for turn in range(count - made):
             repair = as_repair(weaker.pop(0), tried) if weaker and turn % 2 else None
             while repair is None and rewrites:
                 repair = await self._rewrite(steps, *rewrites.pop(0), tried)

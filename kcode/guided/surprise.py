@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from kcode.guided.suspects import Suspect
+from kcode.guided.trial import unknown_names
 from kcode.model import Alternative, TextModel, TokenScore, Usage
 from kcode.tools.syntax import introduced_faults
 
@@ -204,7 +205,10 @@ def whole_lines(written: str) -> list[str]:
 
 
 def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
-    """Those that change more than spaces, bring no syntax error and tear no character, each once, in order of their margin."""
+    """Those that change more than spaces, each once, in order of their margin; without those that are certainly wrong.
+
+    That are a torn character, a new syntax error, and a new name that nothing defines.
+    """
     seen = {squeezed(original)}
     kept: list[Edit] = []
     for edit in sorted(edits, key=lambda item: -item.margin):
@@ -215,7 +219,7 @@ def distinct(original: str, path: str, edits: Sequence[Edit]) -> list[Edit]:
         if is_only_comment(original, edit.text):
             continue
         torn = edit.text.count("\ufffd") > original.count("\ufffd")
-        if not torn and not introduced_faults(path, original, edit.text):
+        if not torn and not introduced_faults(path, original, edit.text) and not unknown_names(path, original, edit.text):
             kept.append(edit)
     return kept
 

@@ -162,6 +162,25 @@ async def test_rewrite_repairs_after_a_wrong_surprise(begin: Begin, workspace: P
     assert "a * b" in session.transcript_path.read_text(), "the transcript keeps what was tried"
 
 
+@pytest.mark.usefixtures("bare_python")
+async def test_a_weak_suspect_waits_for_the_strong_one(begin: Begin, write: Write, workspace: Path) -> None:
+    """What passing tests call as well is read only when rewrites of the likelier function have failed."""
+    helper = "def plus(a, b):\n    return a + b\n"
+    calc = "from helper import plus\n\n\ndef add(a, b):\n    return plus(a, b)\n\n\ndef twice(a):\n    return plus(a, a)\n"
+    tests = "from calc import add, twice\n\n\ndef test_add():\n    assert add(2, 3) == 5\n\n\n"
+    tests += "def test_twice():\n    assert twice(0) == 0\n\n\ndef test_none():\n    assert twice(0) + 1\n"
+    write({"helper.py": helper.replace("a + b", "a - b"), "calc.py": calc, "tests/test_calc.py": tests})
+    model = Watched(workspace, helper, calc, replies=(rewrite("plus(b, a)"), rewrite("plus(a, a)"), rewrite("plus(b, b)")))
+    end = ending(await collect(await begin(model), TASK))
+    assert end.status == "finished", end
+    assert end.result.startswith("Fixed plus in helper.py")
+    assert (workspace / "helper.py").read_text() == helper
+    assert len(model.requests) == REWRITES_PER_SUSPECT
+    first, *rest = [text for text, _ in model.read]
+    assert "plus(a, b)" in first
+    assert any("a - b" in text for text in rest)
+
+
 @pytest.mark.usefixtures("project")
 async def test_when_nothing_works_the_tree_is_as_it_was(begin: Begin, workspace: Path) -> None:
     wrong = ("a * b", "b - a", "a // b")

@@ -254,6 +254,19 @@ async def test_only_a_window_of_a_long_file_is_read() -> None:
     assert as_repair(found[0], set()).code.startswith("def total(")
 
 
+async def test_a_name_that_nothing_defines_is_not_proposed() -> None:
+    """The model may like a name that this file does not know; the tests need not be run to know that."""
+    text = wrong("item.value * item.count", "item.value + item.count")
+    liked = RIGHT.replace("item.value * item.count", "item.value + tax_of(item)")
+    model = ReadingModel(liked, RIGHT)
+    found = await propose(model, suspect("sums.py", text, "total"), lambda usage: None)
+    assert not any("tax_of" in proposal.text for proposal in found)
+    known = "from taxes import tax_of\n\n\n" + text
+    model = ReadingModel("from taxes import tax_of\n\n\n" + liked)
+    found = await propose(model, suspect("sums.py", known, "total"), lambda usage: None)
+    assert "tax_of(item)" in found[0].text
+
+
 async def test_every_request_is_paid_for() -> None:
     model = ReadingModel(RIGHT)
     spent: list[Usage] = []
