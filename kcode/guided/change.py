@@ -19,7 +19,7 @@ from kcode.guided.trial import accepted, can_judge, clean, run_tests, timeout_af
 from kcode.model import Sampling
 from kcode.repomap import TEST_PATH, SourceFile, load_sources
 from kcode.steps import Ask, Ending, Steps
-from kcode.tools.syntax import describe_faults, introduced_faults, language_of
+from kcode.tools.syntax import MAX_PARSED_BYTES, describe_faults, introduced_faults, language_of
 from kcode.tools.testing.report import TestReport
 from kcode_prompts.prompt import load
 from kcode_sandbox.errors import FileError
@@ -134,13 +134,14 @@ class Change:
         paths = [path for path in sorted(known) if language_of(path) is None and mentioned & {path, path.rpartition("/")[2]}]
         return [place for path in paths[:MAX_TEXTS] if (place := whole_text(path, await self._text_of(path))) is not None]
 
-    async def _text_of(self, path: str) -> str:
-        """ "" for a file that is not there or is no text."""
+    async def _text_of(self, path: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+        """ "" for a file that is not there, is longer, or is no text."""
         try:
-            data = (await self.sandbox.read(path, max_bytes=MAX_TEXT_BYTES)).data
+            found = await self.sandbox.read(path, max_bytes=max_bytes)
         except FileError:
             return ""
-        return "" if b"\0" in data else data.decode(errors="replace").replace("\r\n", "\n")
+        data = found.data
+        return "" if b"\0" in data or found.stat.size > max_bytes else data.decode(errors="replace").replace("\r\n", "\n")
 
     async def _edit(self, place: Place, kept: str, before: TestReport | None) -> tuple[str, TestReport | None]:
         """Try to edit there until one version holds: why none did ("" when one did), and what the tests now say."""
@@ -191,14 +192,14 @@ class Change:
     async def _judge(self, edit: Edit, before: TestReport | None) -> tuple[str, TestReport | None]:
         """Make the edit; what is wrong with it ("" for nothing) and what the tests say."""
         paths = dict.fromkeys(str(call.arguments["path"]) for call in edit.calls)
-        texts = {path: await self._text_of(path) for path in paths}
+        texts = {path: await self._text_of(path, MAX_PARSED_BYTES) for path in paths}
         self.tries += 1
         for call in edit.calls:
             called = accepted(await self.steps.run(call.tool, call.arguments))
             if called.result.is_error:
                 return called.result.text, before
         for path, old in texts.items():
-            new = await self._text_of(path)
+            new = await self._text_of(path, MAX_PARSED_BYTES)
             if wrong := introduced_faults(path, old, new):
                 return f"{path} has syntax errors now:\n{describe_faults(wrong)}", before
             if unknown := unknown_names(path, old, new):

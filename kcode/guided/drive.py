@@ -8,6 +8,7 @@ person refuses a call the turn ends: what is wanted instead only the person know
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -77,8 +78,10 @@ class Guided:
         if goal is not None:
             return await self._repair(steps, text, goal)
         before = last_report(steps) if tells_of_mistake(text) else await run_tests(steps, FIRST_TIMEOUT_S)
-        if before is not None and before.ok and tells_of_failure(text) and not await names_code(self.sandbox, text):
-            reason = f"no test fails ({before.counts}), and the message names nothing else to change"
+        says_nothing = before is not None and (before.ok or not before.passed)
+        if before is not None and says_nothing and tells_of_failure(text) and not await names_code(self.sandbox, text):
+            found = f"no test fails ({before.counts})" if before.ok else re.split(r"[;\n]", before.problem)[0].rstrip(".")
+            reason = f"{found}, and the message names nothing else to change"
             return Ending("limit", reason, f"Not done: {reason}.")
         return await Change(steps, self.sandbox, self.seed, text, before).carry_out()
 

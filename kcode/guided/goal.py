@@ -10,6 +10,7 @@ from kcode.repomap import TEST_PATH
 from kcode.tools.testing.report import FailingTest, TestReport
 
 NAMED = re.compile(r"[\w./-]+\.\w+(?:::[\w.:-]+(?:\[[^\]\s]*\])?)?")
+BROKEN_FILE = re.compile(r'File "([^"]+)", line \d+[^"]*\n(?:\w+\.)*(?:SyntaxError|IndentationError|TabError)\b')
 # A whole run below this is not worth a smaller one before it.
 LONG_RUN_S = 4.0
 
@@ -79,11 +80,24 @@ def choose(task: str, report: TestReport, target: str) -> Goal:
 
 
 def reaching(report: TestReport) -> tuple[FailingTest, ...]:
-    """The failing tests that call something of the project: what another fails by (a package that is not installed, a fixture
-    that is not there) no change of the code repairs. All of them when it is not known what they call, or none calls anything.
+    """The failing tests that call something of the project, or all when that is not known or none does.
+
+    What others fail by, say a fixture that is not installed or a mistake in the test file's own syntax, no change of the code
+    repairs.
     """
     idle = {test.test for test in report.calls if all(TEST_PATH.search(path) for path, _ in test.places)}
-    return tuple(test for test in report.failing if test.id not in idle) or report.failing
+    found = tuple(test for test in report.failing if test.id not in idle and not is_broken_itself(test))
+    return found or report.failing
+
+
+def is_broken_itself(test: FailingTest) -> bool:
+    """Whether the test's own file is no valid Python."""
+    wrong = BROKEN_FILE.search(test.message)
+    return wrong is not None and module_of(wrong[1]) == module_of(test.id.partition("::")[0])
+
+
+def module_of(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".py")
 
 
 def mentioned(task: str, failing: Sequence[FailingTest]) -> tuple[FailingTest, ...]:

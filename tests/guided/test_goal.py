@@ -63,6 +63,22 @@ async def test_what_reaches_no_code_need_not_pass(begin: Begin, write: Write, wo
 
 
 @pytest.mark.usefixtures("bare_python")
+async def test_a_test_file_with_a_mistake_in_its_syntax_is_left_alone(begin: Begin, write: Write, workspace: Path) -> None:
+    write({"calc.py": BROKEN, "tests/test_calc.py": TESTS, "tests/test_other.py": "def test_other(:\n    pass\n"})
+    end = ending(await collect(await begin(ReadingModel(RIGHT)), "the tests fail; fix them"))
+    assert (end.status, end.attempts) == ("finished", 1), end
+    assert end.result.endswith("The tests that still fail failed before, too.")
+    assert (workspace / "calc.py").read_text() == RIGHT
+
+
+async def test_where_no_tests_are_a_failure_is_not_looked_for(begin: Begin) -> None:
+    end = ending(await collect(await begin(ReadingModel(RIGHT)), "the tests fail; fix them"))
+    assert end.status == "limit"
+    assert end.result.startswith("Not done: no tests found: no Python test files")
+    assert end.result.endswith("and the message names nothing else to change.")
+
+
+@pytest.mark.usefixtures("bare_python")
 async def test_a_named_test_that_passes_makes_all_tests_speak(begin: Begin, write: Write, workspace: Path) -> None:
     write({"calc.py": BROKEN, "tests/test_calc.py": TESTS, "tests/test_guard.py": GUARD})
     events = await collect(await begin(ReadingModel(RIGHT)), "tests/test_guard.py is fine, but something else fails; fix it")
