@@ -216,13 +216,16 @@ class EngineProcess:
 
 def _load_serving(options: Options) -> Serving:
     """On a worker thread: importing torch takes seconds, and the socket answers meanwhile."""
+    from kcode_backend.weights.ahead import AheadFile
+
+    ahead = None if options.model.is_dir() else AheadFile(options.model, options.threads)
     from kcode_backend.kernels.pages import KVKind
     from kcode_backend.kv.cache import KV_DEFAULT
     from kcode_backend.serving import DiskPlace, load_serving
 
     disk = DiskPlace(options.kv_dir, options.kv_disk_bytes) if options.kv_dir else None
     kind = KVKind(options.kv) if options.kv else KV_DEFAULT
-    return load_serving(options.model, options.context, options.threads, disk, kind)
+    return load_serving(options.model, options.context, options.threads, disk, kind, ahead)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -35,6 +35,7 @@ from kcode_backend.kv.pool import BLOCK_TOKENS
 from kcode_backend.kv.space import space_of
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
+from kcode_backend.weights.ahead import AheadFile
 
 log = logging.getLogger(__name__)
 
@@ -211,11 +212,19 @@ class DiskPlace:
 
 
 def load_serving(
-    path: Path, context: int | None, threads: int | None, disk: DiskPlace | None = None, kind: KVKind = KV_DEFAULT
+    path: Path,
+    context: int | None,
+    threads: int | None,
+    disk: DiskPlace | None = None,
+    kind: KVKind = KV_DEFAULT,
+    ahead: AheadFile | None = None,
 ) -> Serving:
-    """Load a model file and start its engine; `threads` None computes with all physical cores. Raises ModelFileError."""
+    """Load a model and start its engine; `threads` None computes with all physical cores. Raises ModelFileError.
+
+    `ahead`: the file at `path`, opened before this module was imported.
+    """
+    model = load(path, ahead=ahead)
     _set_threads(threads)
-    model = load(path)
     limit = min(context or model.config.context_length, model.config.context_length)
     wanted = KV_CONTEXTS * limit
     room = int(KV_MEMORY_SHARE * available_memory()) // bytes_per_block(model.config, BLOCK_TOKENS, kind)

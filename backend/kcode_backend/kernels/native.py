@@ -13,15 +13,20 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import platformdirs
-import torch
 
 from kcode_backend.kernels import build
-from kcode_backend.kernels.pages import PageLayout, Pages
 from kcode_backend.weights.quant import QuantFormat
+
+if TYPE_CHECKING:
+    # Weights are packed while torch is still being imported.
+    import torch
+
+    from kcode_backend.kernels.pages import PageLayout, Pages
 
 # amx is avx512vnni, and the matrix units for products of many rows.
 ISA_NUMBERS = {"portable": 0, "avx2": 1, "avx512vnni": 2, "amx": 3}

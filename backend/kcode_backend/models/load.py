@@ -13,8 +13,8 @@ from kcode_backend.models import llama, qwen2, qwen3
 from kcode_backend.models.model import Model, Network
 from kcode_backend.tokenizer import Tokenizer, read_vocabulary
 from kcode_backend.tokenizer_json import read_chat_template, read_vocabulary_json
+from kcode_backend.weights.ahead import AheadFile
 from kcode_backend.weights.checkpoint import Checkpoint, naming
-from kcode_backend.weights.gguf import GGUFFile
 from kcode_backend.weights.reader import LoadProgress, WeightReader
 from kcode_backend.weights.safetensors import SafetensorsFolder
 
@@ -31,18 +31,22 @@ MAX_SAMPLES = 4096
 """Of tensors, evenly spread over them: a model of many experts has hundreds of thousands."""
 
 
-def load(path: Path, on_progress: LoadProgress | None = None) -> Model:
-    """Loads a GGUF file or a folder of safetensors; ModelFileError names the file and the value when it is damaged or unknown."""
-    return _load_folder(path, on_progress) if path.is_dir() else _load_gguf(path, on_progress)
+def load(path: Path, on_progress: LoadProgress | None = None, ahead: AheadFile | None = None) -> Model:
+    """Loads a GGUF file or a folder of safetensors; ModelFileError names the file and the value when it is damaged or unknown.
+
+    `ahead`: the file at `path` as somebody has opened it; it is left here.
+    """
+    return _load_folder(path, on_progress) if path.is_dir() else _load_gguf(path, on_progress, ahead or AheadFile(path))
 
 
-def _load_gguf(path: Path, on_progress: LoadProgress | None) -> Model:
-    file = GGUFFile(path)
-    check_header(path, file.header())
-    with naming(path):
+def _load_gguf(path: Path, on_progress: LoadProgress | None, ahead: AheadFile) -> Model:
+    file = ahead.file
+    with naming(path), ahead:
+        check_header(path, file.header())
         config = read_config(file.metadata, file.tensors)
         tokenizer = Tokenizer(read_vocabulary(file.metadata))
-        network = _build(config, file, on_progress)
+        ahead.hurry()
+        network = _build(config, file, on_progress, ahead)
         chat_template = file.metadata.optional_text("tokenizer.chat_template") or ""
     return Model(config, tokenizer, fingerprint(file), chat_template, network)
 
@@ -59,8 +63,8 @@ def _load_folder(path: Path, on_progress: LoadProgress | None) -> Model:
     return Model(config, tokenizer, fingerprint(folder), read_chat_template(path), network)
 
 
-def _build(config: ModelConfig, source: Checkpoint, on_progress: LoadProgress | None) -> Network:
-    weights = WeightReader(source, on_progress)
+def _build(config: ModelConfig, source: Checkpoint, on_progress: LoadProgress | None, ahead: AheadFile | None = None) -> Network:
+    weights = WeightReader(source, on_progress, ahead)
     network = BUILDERS[config.architecture](config, weights)
     weights.finish()
     return network

@@ -188,6 +188,23 @@ class _Cursor:
         except UnicodeDecodeError as error:
             raise ModelFileError(f"{what} is not UTF-8: {raw[:40]!r}") from error
 
+    def texts(self, what: str, count: int) -> tuple[str, ...]:
+        """`count` strings one after another, as `text` reads them; vocabularies have hundreds of thousands."""
+        found: list[str] = []
+        data, position, end = self._data, self.position, len(self._data)
+        length = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            start = position + 8
+            if start > end or (position := start + length(data, position)[0]) > end:
+                break
+            try:
+                found.append(data[start:position].decode())
+            except UnicodeDecodeError:
+                break
+            self.position = position
+        # What stopped it is told by reading it once more.
+        return (*found, *(self.text(what) for _ in range(count - len(found))))
+
     def name(self, what: str) -> str:
         name = self.text(what, MAX_NAME_BYTES)
         if not name:
@@ -212,8 +229,7 @@ def _read_value(cursor: _Cursor, key: str) -> Value:
         raise ModelFileError(f"metadata key {key} is an array of arrays, which is not supported")
     if kind == _STRING:
         count = cursor.count(f"items of {key}", MAX_ARRAY_ITEMS, least_bytes=8)
-        what = f"an item of {key}"
-        return tuple([cursor.text(what) for _ in range(count)])
+        return cursor.texts(f"an item of {key}", count)
     count = cursor.count(f"items of {key}", MAX_ARRAY_ITEMS, least_bytes=1)
     return _read_numbers(cursor, key, kind, count)
 

@@ -13,6 +13,7 @@ from kcode_backend.errors import ModelFileError
 from kcode_backend.kernels import packed
 from kcode_backend.kernels.packed import PackedWeight
 from kcode_backend.weights import names
+from kcode_backend.weights.ahead import AheadFile
 from kcode_backend.weights.checkpoint import Checkpoint, TensorInfo
 from kcode_backend.weights.quant import QuantFormat
 
@@ -25,8 +26,10 @@ _VECTOR_TYPES = ("F32", "F16", "BF16")
 class WeightReader:
     """Hands out each tensor once and knows at the end which ones nobody asked for."""
 
-    def __init__(self, source: Checkpoint, on_progress: LoadProgress | None = None) -> None:
+    def __init__(self, source: Checkpoint, on_progress: LoadProgress | None = None, ahead: AheadFile | None = None) -> None:
+        """`ahead` has some of the source's matrices packed already."""
         self._source = source
+        self._ahead = ahead
         self._on_progress = on_progress
         self._unread = dict(source.tensors)
         self._done = 0
@@ -39,6 +42,8 @@ class WeightReader:
         """The weight `name` of [rows, columns]; ModelFileError when it is missing, of another shape or an unknown format."""
         info = self._take(name, (rows, columns))
         quant = _format(info)
+        if ahead := self._packed_ahead(info):
+            return ahead[0]
         if quant is QuantFormat.INT4:
             scale = self._take(f"{name}_scale", (rows, columns // quant.block_elements))
             weight = packed.pack_int4(self._source.data(name), self._source.data(scale.name), (rows, columns))
@@ -59,6 +64,8 @@ class WeightReader:
             return tuple(self.matrix(names.expert(stack, number), rows, columns) for number in range(count))
         info = self._take(whole, (count, rows, columns))
         quant = _format(info)
+        if ahead := self._packed_ahead(info):
+            return ahead
         data = self._source.data(whole).reshape(count, -1)
         weights = tuple(packed.pack(quant, data[number], (rows, columns)) for number in range(count))
         self._done_with(info, quant)
@@ -77,6 +84,8 @@ class WeightReader:
         """Counts a tensor as read that the model has but does not use; nothing happens when there is none."""
         info = self._unread.pop(name, None)
         if info is not None:
+            if self._ahead is not None:
+                self._ahead.drop(name)
             self._advance(info)
 
     def finish(self) -> None:
@@ -92,6 +101,12 @@ class WeightReader:
         if info.shape != shape:
             raise ModelFileError(f"tensor {name} is {list(info.shape)}, the configuration asks for {list(shape)}")
         return info
+
+    def _packed_ahead(self, info: TensorInfo) -> tuple[PackedWeight, ...] | None:
+        weights = self._ahead.take(info.name) if self._ahead is not None else None
+        if weights is not None:
+            self._advance(info)
+        return weights
 
     def _done_with(self, info: TensorInfo, quant: QuantFormat) -> None:
         # The packed copy is the one that counts; the pages of the file would double the process's memory.

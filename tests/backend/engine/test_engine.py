@@ -20,7 +20,9 @@ from torch import Tensor
 
 from kcode_backend.config import ModelConfig, RopeConfig
 from kcode_backend.engine.engine import Engine
+from kcode_backend.engine.pace import MAX_TOKENS, MIN_TOKENS
 from kcode_backend.engine.request import Event, Failed, Finished, Generation, Prefilled, Sampled, SamplingParams
+from kcode_backend.engine.scheduler import URGENT_TURNS
 from kcode_backend.engine.speculative import RowCost
 from kcode_backend.errors import OutOfContext
 from kcode_backend.kernels import ops, reference
@@ -302,6 +304,35 @@ def test_background_work_slows_an_interactive_answer_little_and_still_goes_on() 
     for n, run in enumerate(background):
         run.wait()
         assert run.ids == greedy([n] * 120, 60)
+    bench.engine.close()
+
+
+def test_an_interactive_prompt_waits_for_one_pass_whatever_the_background_does() -> None:
+    """One decodes, one is in the middle of a long prompt, one has not begun. Counted in passes, since speeds differ."""
+    bench = Bench(blocks=1200)
+    decoding = bench.ask([1] * 20, priority=1, max_tokens=400)
+    while not decoding.ids:
+        decoding.step()
+    prompts = [[n, *range(90)] * 14 for n in (2, 3)]
+    waiting = [bench.ask(prompt, priority=1, max_tokens=2) for prompt in prompts]
+    waiting[0].step()
+    bench.network.gate.clear()
+    bench.network.passes.clear()
+    prompt = [9] * 100
+    interactive = bench.ask(prompt, priority=0, max_tokens=2)
+    bench.network.gate.set()
+    while not interactive.ids:
+        interactive.step()
+    passes = list(bench.network.passes)
+    # At most one pass was under way, and one more may have begun since the answer was said.
+    assert len(passes) <= 1 + -(-len(prompt) // MIN_TOKENS) + 1
+    background = sum(sum(step) for step in passes[1:]) - len(prompt)
+    assert background <= MAX_TOKENS * (1 + len(passes) // URGENT_TURNS), "the background took passes that were not its own"
+    interactive.wait()
+    assert interactive.ids == greedy(prompt, 2)
+    for run, its in zip((decoding, *waiting), ([1] * 20, *prompts), strict=True):
+        run.wait()
+        assert run.ids == greedy(its, len(run.ids))
     bench.engine.close()
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 
 from kcode_backend.catalog import CATALOG
 from kcode_backend.errors import ModelFileError
+from kcode_backend.kernels import native
 from kcode_backend.models.load import load
 from kcode_backend.weights.gguf import GGUFFile
 
@@ -173,3 +177,29 @@ def test_a_known_model_with_one_byte_of_its_header_changed_is_named(real_model: 
         file.truncate(entry.bytes)
     with pytest.raises(ModelFileError, match=r"is damaged: its header has .*; remove it and pull qwen2.5-coder-1.5b again"):
         load(damaged)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_packing_ahead_leaves_nothing_behind(tiny: TinyModel, write_tiny: WriteTiny, damaged: bool) -> None:
+    """Neither its thread nor fewer threads for the kernels nor the interpreter's hurry, however the load ends."""
+    path = write_tiny(replace(tiny, quant="Q8_0"))
+    if damaged:
+        path = rewrite(path, rename={"blk.1.ffn_up.weight": "blk.1.ffn_over.weight"})
+    kernels = native.active()
+    before = (kernels.threads() if kernels else 0, sys.getswitchinterval())
+    if damaged:
+        with pytest.raises(ModelFileError, match=r"there is no tensor blk\.1\.ffn_up\.weight"):
+            load(path)
+    else:
+        load(path)
+    assert (kernels.threads() if kernels else 0, sys.getswitchinterval()) == before
+    for thread in threading.enumerate():
+        if thread.name.startswith("pack"):
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def test_the_server_packs_before_torch_is_there() -> None:
+    """Else packing would not begin while torch is imported."""
+    code = "import sys, kcode_backend.server, kcode_backend.weights.ahead; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
