@@ -8,7 +8,6 @@
 // whatever the source, R, C and N are: a row's result does not depend on what is computed with it.
 
 constexpr int KEY_TILE = 32, MAX_WIDTH = 256;
-constexpr int MAX_BLOCK_ROWS = LANES == 16 ? 8 : 6;
 
 struct Widened {  // float32
     static constexpr int STEPS = 1;
@@ -69,7 +68,7 @@ template <int R, class Source> void value_rows(const float *p, const Source &val
     multiply_columns<R>(p, 1, KEY_TILE, values, keys, out, width, width, true);
 }
 
-// Entry r - 1 is the product of r rows; blocks never have more than MAX_BLOCK_ROWS.
+// Entry r - 1 is the product of r rows; blocks never have more than MAX_BLOCK_ROWS, which the number of registers decides.
 template <class Source, int... R> struct ScoreTable {
     typedef void (*Product)(const float *q, const Source &keys, int width, float *scores, int columns);
     static constexpr Product of[] = {score_rows<R, Source>...};
@@ -79,9 +78,11 @@ template <class Source, int... R> struct ValueTable {
     static constexpr Product of[] = {value_rows<R, Source>...};
 };
 #if defined(KC_ISA_AVX512VNNI)
+constexpr int MAX_BLOCK_ROWS = 8;
 template <class Source> using ScoreProducts = ScoreTable<Source, 1, 2, 3, 4, 5, 6, 7, 8>;
 template <class Source> using ValueProducts = ValueTable<Source, 1, 2, 3, 4, 5, 6, 7, 8>;
 #else
+constexpr int MAX_BLOCK_ROWS = 6;
 template <class Source> using ScoreProducts = ScoreTable<Source, 1, 2, 3, 4, 5, 6>;
 template <class Source> using ValueProducts = ValueTable<Source, 1, 2, 3, 4, 5, 6>;
 #endif
