@@ -150,6 +150,8 @@ class Change:
             code = await self._write(place, number, code, problem)
             self.steps.take_steering()
             try:
+                if not code.strip() and not isinstance(place, Renaming):
+                    raise CannotEdit("nothing was written, or the answer reached its length limit")
                 edit = place.edit(code)
             except CannotEdit as error:
                 problem = str(error)

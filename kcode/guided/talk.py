@@ -15,6 +15,12 @@ from kcode_sandbox.sandbox import Sandbox
 
 FAILURE = re.compile(r"\b(?:fail(?:s|ed|ing|ure|ures)?|broken)\b|(?:^|[\s/])test_\w+|\.test\.", re.IGNORECASE)
 MISTAKE = re.compile(r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE)
+EXPLAIN = re.compile(
+    r"\s*(?:please\s+)?(?:explain|describe|summari[sz]e|tell me|what|why|where|which|who|when|how)\b", re.IGNORECASE
+)
+AND_DO = re.compile(
+    r"\b(?:and|then)\b.*\b(?:fix|repair|change|add|write|make|rename|remove|correct|update)\b", re.IGNORECASE | re.DOTALL
+)
 # What is read before a short answer; reading takes longer than answering.
 SHOWN_CHARS = 2400
 Kind = Literal["task", "question", "greeting"]
@@ -36,6 +42,8 @@ def tells_of_mistake(text: str) -> bool:
 
 async def kind_of(steps: Steps, text: str, seed: int) -> Kind:
     """What the model takes the message for; in doubt it is a question, since files are not touched on a mere suspicion."""
+    if EXPLAIN.match(text) and not AND_DO.search(text):
+        return "question"
     task = " ".join(text.split())
     found = await preferences(steps, load("guided/intent", task=task), KINDS)
     if found is not None:

@@ -75,7 +75,7 @@ def project(write: Write, bare_python: None) -> None:
 async def test_a_question_is_answered_from_the_files_and_nothing_runs(begin: Begin, workspace: Path) -> None:
     before = tree_of(workspace)
     model = scripted("question", "It adds two numbers.")
-    events = await collect(await begin(model), "what does add do?")
+    events = await collect(await begin(model), "does add round its sum?")
     end = ending(events)
     assert (end.status, end.result, end.steps) == ("finished", "It adds two numbers.", 2)
     assert not any(isinstance(event, CallStarted) for event in events)
@@ -96,6 +96,28 @@ async def test_a_greeting_is_answered_at_once(begin: Begin) -> None:
     assert (ending(events).status, ending(events).result) == ("finished", "Hello! What can I do for you?")
     assert not any(isinstance(event, CallStarted) for event in events)
     assert [message.text for message in model.requests[1].messages] == ["head", "good morning"]
+
+
+@pytest.mark.usefixtures("project")
+async def test_who_wants_an_explanation_gets_no_edit(begin: Begin, workspace: Path) -> None:
+    """The model is not even asked: it took such a message for a task."""
+    model = scripted("It adds.")
+    end = ending(await collect(await begin(model), "explain add in calc.py at length"))
+    assert (end.status, end.result) == ("finished", "It adds.")
+    assert len(model.requests) == 1
+    both = scripted("task", "rewrite greet in calc.py", code('def greet(name):\n    return f"Hi {name}"'))
+    await collect(await begin(both), "tell me what greet says and then make it say Hi")
+    assert (workspace / "calc.py").read_text() == CALC.replace("Hello", "Hi")
+
+
+@pytest.mark.usefixtures("project")
+async def test_an_answer_that_was_cut_off_is_no_edit(begin: Begin, workspace: Path) -> None:
+    cut = Reply(text="```python\nLIMIT = 1", finish="length")
+    model = scripted("task", "edit the first lines of calc.py", cut, code('"""Sums."""\n\nLIMIT = 100'))
+    events = await collect(await begin(model), "set LIMIT in calc.py to 100")
+    assert ending(events).status == "finished"
+    assert (workspace / "calc.py").read_text() == CALC.replace("LIMIT = 10", "LIMIT = 100")
+    assert "not tried: nothing was written, or the answer reached its length limit" in notices(events)
 
 
 @pytest.mark.usefixtures("project")
