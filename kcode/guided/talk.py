@@ -53,7 +53,8 @@ async def kind_of(steps: Steps, text: str, seed: int) -> Kind:
         return "greeting" if greeting > question and "?" not in text else "question"
     question = load("guided/choose", question=f"{WHAT}\n\n{task}", alternatives="\n".join(KINDS))
     chosen = await choose(steps, question, KINDS, seed)
-    return next((kind for kind in KINDS if kind == chosen), "question")
+    named: dict[str, Kind] = {kind: kind for kind in KINDS}
+    return named.get(chosen, "question")
 
 
 async def names_code(sandbox: Sandbox, text: str) -> bool:
