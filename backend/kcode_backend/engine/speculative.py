@@ -22,13 +22,18 @@ MAX_MATCH = 16
 """Matches are not told apart beyond this length."""
 MAX_ROWS = 32
 """Rows of a pass up to which drafts are added; far beyond, every further row costs what it does alone."""
-_PRIOR_ROW = 0.3
-"""What a further row is thought to cost, as a share of a pass with one row, before any was measured."""
+_PRIOR_ROW = 0.45
+"""What a further row is thought to cost, as a share of a pass with one row, before any was measured: a little less than on slow
+cores, where the multiplier is the limit and a pass with 17 rows takes 8 times as long as one with a single row."""
+_FIRST_PASSES = 4
+"""The prior counts as much as so many passes with several rows."""
+_MARGIN = 1.05
+"""How much faster a pass must promise to be with a draft: chances are guesses, and plain text must not become slower."""
 _LEARNING = 0.2
 _FOLLOWING = 0.3
 _FOLLOWING_MANY = 0.05
 _DOUBT = 0.005
-"""Per pass: a number of rows that seemed dear is tried again after some hundred passes."""
+"""Per pass: rows that seemed dear are tried again after some hundred passes."""
 _FORGETTING = 0.97
 """Per proposal: after some dozens of refusals have kept drafts away, they are tried again."""
 
@@ -51,6 +56,9 @@ class RowCost:
 
     def __init__(self) -> None:
         self._known: dict[int, float] = {1: 1.0}
+        self._row = _PRIOR_ROW
+        """What a further row costs where nothing better is known: from passes of any number of rows."""
+        self._passes = _FIRST_PASSES
         self._second: float | None = None
 
     def estimate(self, rows: int) -> float:
@@ -61,7 +69,7 @@ class RowCost:
         above = min((known for known in self._known if known > rows), default=None)
         start = self._known[below]
         if above is None:
-            return start + _PRIOR_ROW * (rows - below)
+            return start + self._row * (rows - below)
         return start + (self._known[above] - start) * (rows - below) / (above - below)
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -75,9 +83,14 @@ class RowCost:
         # A pass that was interrupted for long says little.
         error = min(max(seconds / (self._second * share), 0.5), 2.0) - 1
         self._second *= 1 + (_FOLLOWING if rows == 1 else _FOLLOWING_MANY) * error
+        self._row += (_PRIOR_ROW - self._row) * _DOUBT
         for known, value in self._known.items():
-            self._known[known] = value + (1 + _PRIOR_ROW * (known - 1) - value) * _DOUBT
+            self._known[known] = value + (1 + self._row * (known - 1) - value) * _DOUBT
         if rows > 1:
+            self._passes += 1
+            # More than a pass of its own it costs only while something disturbs.
+            row = min(max((share * (1 + error) - 1) / (rows - 1), 0.0), 1.0)
+            self._row += max(1 / self._passes, _FOLLOWING_MANY) * (row - self._row)
             self._known[rows] = share * (1 + _LEARNING * error)
 
 
@@ -214,7 +227,7 @@ def _class_of(matched: int) -> int:
 
 def best_length(chances: Tokens[float], tokens: float, rows: int, cost: RowCost) -> int:
     """How many drafted tokens give the most tokens per second, in a pass that gives `tokens` with `rows` rows without them."""
-    best, best_rate, gained = 0, tokens / cost.estimate(rows), tokens
+    best, best_rate, gained = 0, _MARGIN * tokens / cost.estimate(rows), tokens
     for length, chance in enumerate(chances[: max(0, MAX_ROWS - rows)], 1):
         gained += chance
         rate = gained / cost.estimate(rows + length)
