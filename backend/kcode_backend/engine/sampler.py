@@ -13,6 +13,8 @@ _HEAD = 1024
 """Most likely tokens that are sorted first; top-p rarely needs more of a large vocabulary."""
 _RUN = 256
 _ROWS = 32
+_REACH = 20.0
+"""A token this many temperatures below the best has 2e-9 of its weight: a whole vocabulary of them has less than a thousandth."""
 _ROUNDING = 1e-6
 """Relative error of sums of float32 weights, generously."""
 
@@ -93,9 +95,12 @@ def distribution(logits: Logits, params: SamplingParams) -> tuple[Ids, Probabili
     elif params.top_p < 1.0:
         # Rarely more than the head is needed of a large vocabulary; of the rest the weight alone.
         ids = _likeliest(logits, _HEAD)
-        total = float(_weights(logits, top, params.temperature).sum(dtype=np.float64))
-        if _exact_weights(logits[ids], top, params.temperature).sum() < params.top_p * total * (1 + _ROUNDING):
-            ids, total = np.flatnonzero(np.isfinite(logits)), None
+        head = np.sort(_exact_weights(logits[ids], top, params.temperature))[::-1].cumsum()
+        total = _near_total(logits, top, params, head)
+        if total is None:
+            total = float(_weights(logits, top, params.temperature).sum(dtype=np.float64))
+            if head[-1] < params.top_p * total * (1 + _ROUNDING):
+                ids, total = np.flatnonzero(np.isfinite(logits)), None
     elif params.min_p > 0.0:
         ids = np.flatnonzero(logits >= top + params.temperature * (np.log(params.min_p) - _ROUNDING))
     else:
@@ -121,6 +126,21 @@ def _draw_any(logits: Logits, temperature: float, random: np.random.Generator) -
     at = int(np.searchsorted(inside, wanted - (cumulative[run - 1] if run else 0.0), side="right"))
     # The sums differ by a rounding; past the end stands the last token that can be drawn at all.
     return run * _RUN + min(at, int(np.searchsorted(inside, inside[-1])))
+
+
+def _near_total(logits: Logits, top: float, params: SamplingParams, head: Probabilities) -> float | None:
+    """The weight of all tokens, as near as the end of the nucleus needs it, from few of them; None when it needs more.
+
+    head: cumulated weights of the likeliest.
+    """
+    near = logits >= np.float32(top - _REACH * params.temperature)
+    count = int(np.count_nonzero(near))
+    if count > len(logits) // 8:
+        return None
+    least = float(_exact_weights(logits[near], top, params.temperature).sum())
+    most = least + (len(logits) - count) * float(np.exp(-_REACH * (1 - _ROUNDING)))
+    first, last = np.searchsorted(head, (params.top_p * least * (1 - _ROUNDING), params.top_p * most * (1 + _ROUNDING)))
+    return least if first == last < len(head) else None
 
 
 def _weights(logits: Logits, top: float, temperature: float) -> Logits:

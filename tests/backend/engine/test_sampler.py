@@ -67,6 +67,26 @@ def test_large_vocabulary_keeps_the_exact_nucleus() -> None:
         assert np.allclose(probabilities, whole[ids] / whole[ids].sum())
 
 
+@pytest.mark.parametrize("temperature", [0.2, 0.7, 1.0])
+def test_nucleus_is_exact_where_few_tokens_stand_out(temperature: float) -> None:
+    """As in answers of a model: the nucleus is found without summing up everything, and none of it is lost or added."""
+    rng = np.random.default_rng(12)
+    for _ in range(20):
+        logits = rng.normal(0, 2, 50_000).astype(np.float32)
+        likely = rng.integers(0, 50_000, 40)
+        logits[likely] += rng.uniform(8, 30, 40).astype(np.float32)
+        whole = softmax(logits.astype(np.float64) / temperature)
+        order = np.argsort(-whole, kind="stable")
+        cumulated = np.cumsum(whole[order])
+        # Just below and above a place where the nucleus ends, too.
+        seam = float(cumulated[5])
+        for top_p in (0.5, 0.95, 0.999, seam * (1 - 1e-5), min(seam * (1 + 1e-5), 0.9999999)):
+            ids, probabilities = distribution(logits, SamplingParams(temperature=temperature, top_p=top_p))
+            count = int((cumulated < top_p).sum()) + 1
+            assert set(ids.tolist()) == set(order[:count].tolist())
+            assert np.allclose(probabilities, whole[ids] / whole[ids].sum())
+
+
 @pytest.mark.parametrize(("top_k", "min_p"), [(1, 0.0), (20, 0.0), (900, 0.0), (0, 0.001), (20, 0.05)])
 def test_large_vocabulary_is_filtered_as_by_sorting_all_of_it(top_k: int, min_p: float) -> None:
     for scale in (0.01, 4.0):
