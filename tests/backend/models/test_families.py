@@ -15,7 +15,7 @@ from kcode_backend.layers.moe import SparseMLP
 from kcode_backend.models.load import load
 from kcode_backend.weights.names import from_transformers
 from tests.backend.models.folders import FAMILIES, Family, rewrite_tensors, save, tensors_of, write_gguf
-from tests.backend.models.test_forward import TOKENS, Sequences, assert_same
+from tests.backend.models.test_forward import TOKENS, Sequences, assert_same, plain_tolerance
 
 INT4_EXPERTS = {
     "quant_method": "compressed-tensors",
@@ -45,7 +45,7 @@ def assert_same_predictions(path: Path, expected: torch.Tensor, tolerance: float
     actual = torch.cat([actual, *steps])
     whole = Sequences(load(path)).step({0: TOKENS})
     assert_same(actual, whole)
-    allowed = tolerance * expected.abs().max()
+    allowed = max(tolerance, plain_tolerance(0)) * expected.abs().max()
     for logits in (actual, whole):
         assert (logits - expected).abs().max() < allowed
         # Of two tokens that are nearer to each other than the tolerance, either may come first.
@@ -67,6 +67,8 @@ def test_a_gguf_file_predicts_what_transformers_does(family: Family, tmp_path: P
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision_folders_predict_what_their_rounded_weights_do(dtype: torch.dtype, tmp_path: Path) -> None:
+    if plain_tolerance(0):
+        pytest.skip("the tiles of AMX round as bfloat16 does, and the router of a random model then chooses other experts")
     folder = save(FAMILIES[5].model().to(dtype), tmp_path, shard_size="50KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     rounded = FAMILIES[5].model()

@@ -187,14 +187,24 @@ def test_logits_are_those_of_transformers(
     assert (actual - expected).abs().max() < 1e-3 * expected.abs().max()
     compiled = Sequences(load(path)).step({0: TOKENS})
     # The compiled kernels multiply quantised weights by activations rounded to 8 bits.
-    assert (compiled - expected).abs().max() < (0.05 if tiny.quant == "Q8_0" else 1e-3) * expected.abs().max()
+    assert (compiled - expected).abs().max() < (0.05 if tiny.quant == "Q8_0" else plain_tolerance(1e-3)) * expected.abs().max()
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    """To the bit: the compiled kernels add up a row in one order, whatever is computed with it. The reference uses torch's."""
-    if native.active() is None:
-        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
-    assert native.active() is None or torch.equal(actual, expected)
+    """To the bit: the compiled kernels add up a row in one order, whatever is computed with it. The reference uses torch's, and
+    AMX rounds to bfloat16 from 32 rows on."""
+    kernels = native.active()
+    if kernels is None or kernels.isa == "amx":
+        atol = 1e-4 if kernels is None else float(plain_tolerance(0) * expected.abs().max())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+    else:
+        assert torch.equal(actual, expected)
+
+
+def plain_tolerance(otherwise: float) -> float:
+    """Of the largest logit, for weights that are not quantised: in bfloat16 two layers are about 1 % off."""
+    kernels = native.active()
+    return 0.03 if kernels is not None and kernels.isa == "amx" else otherwise
 
 
 @pytest.fixture(params=["qwen2", "llama"])
