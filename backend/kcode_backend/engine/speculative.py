@@ -20,8 +20,9 @@ MAX_DRAFT = 16
 """Drafted tokens per sequence and pass."""
 MAX_MATCH = 16
 """Matches are not told apart beyond this length."""
-MAX_ROWS = 32
-"""Rows of a pass up to which drafts are added; far beyond, every further row costs what it does alone."""
+MAX_ROWS = 31
+"""Rows of a pass up to which drafts are added; far beyond, every further row costs what it does alone. Below AMX_ROWS of
+csrc/cpu/amx_linear.h, from which on rows are computed in other numbers than a single one."""
 _PRIOR_ROW = 0.45
 """What a further row is thought to cost, as a share of a pass with one row, before any was measured: a little less than on slow
 cores, where the multiplier is the limit and a pass with 17 rows takes 8 times as long as one with a single row."""
