@@ -50,3 +50,23 @@ def test_a_conversation_with_a_tool(start: Callable[..., EngineServer], real_mod
     before = first["usage"]["prompt_tokens"] + first["usage"]["completion_tokens"]
     # The last sampled token and what the grammar forced after it were never computed.
     assert before - 4 <= second["usage"]["prompt_tokens_details"]["cached_tokens"] < before
+
+
+@pytest.mark.model
+def test_a_gap_in_code_is_filled_with_what_belongs_there(start: Callable[..., EngineServer], real_model: Path) -> None:
+    engine = start(real_model, "--context", "2048")
+    engine.wait_ready()
+    before = 'def area(width, height):\n    """The area of a rectangle."""\n    return '
+    after = "\n\n\ndef volume(width, height, depth):\n    return area(width, height) * depth\n"
+    with engine.client() as client:
+        response = client.post("/v1/completions", json={"prompt": before, "suffix": after, "temperature": 0, "max_tokens": 24})
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    middle = answer["choices"][0]["text"]
+    assert middle.strip() == "width * height"
+    assert answer["choices"][0]["finish_reason"] == "stop", "the model was not told where the gap ends"
+    names: dict[str, object] = {}
+    exec(before + middle + after, names)
+    volume = names["volume"]
+    assert callable(volume)
+    assert volume(2, 3, 4) == 24
