@@ -67,7 +67,9 @@ def command(
     What is not said here and in the settings (threads, kv, kv_disk_gb) is the engine's own choice.
     """
     paths = find_paths()
-    settings = load_settings(paths.config_file, os.environ, {})
+    # A key may be in a variable that begins as our settings do.
+    named = {name: value for name, value in os.environ.items() if name not in (api_key_env, KEY_VARIABLE)}
+    settings = load_settings(paths.config_file, named, {})
     file = installed_model(model, paths.models)
     name = name or file.name.removesuffix(".gguf")
     arguments = ["--model", str(file), "--name", name]

@@ -135,6 +135,7 @@ def serve(program: Program) -> Callable[..., subprocess.CompletedProcess[str]]:
 def test_serve_keeps_the_key_off_the_command_line(serve: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     arguments, _, key = serve("--api-key-env", "MY_KEY", MY_KEY="secret").stdout.strip().rpartition(" ")
     assert (key, "secret" in arguments, "--api-key-env MY_KEY" in arguments) == ("secret", False, True)
+    assert "--api-key-env KCODE_MINE" in serve("--api-key-env", "KCODE_MINE", KCODE_MINE="secret").stdout
     empty = serve("--api-key-env", "MY_KEY", MY_KEY="")
     assert (empty.returncode, "--api-key-env MY_KEY: there is no such" in empty.stderr) == (1, True)
 
