@@ -57,6 +57,11 @@ class TokenKind(IntEnum):
     BYTE = 6
 
 
+# Comparing with a member of an enumeration takes several times as long, and vocabularies are large.
+_NORMAL, _CONTROL = int(TokenKind.NORMAL), int(TokenKind.CONTROL)
+_SPECIAL = frozenset((_CONTROL, int(TokenKind.USER_DEFINED)))
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """What a model file says about its tokens; token id = index."""
@@ -99,15 +104,11 @@ class Tokenizer:
         """Ids run from 0 to vocab_size - 1."""
         self.token_bytes: tuple[bytes, ...] = _token_bytes(vocabulary)
         """The bytes of each token; for a control token those of its name."""
-        self.special_ids: dict[str, int] = {
-            text: i
-            for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-            if kind in (TokenKind.CONTROL, TokenKind.USER_DEFINED)
-        }
+        self.special_ids: dict[str, int] = _special_ids(vocabulary)
         """Name to id of the control and user-defined tokens."""
         longest_first = sorted(filter(None, self.special_ids), key=len, reverse=True)
         self._special_names = re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "($.)")
-        self.control_ids = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind == TokenKind.CONTROL)
+        self.control_ids = frozenset(i for i, kind in enumerate(vocabulary.kinds) if kind == _CONTROL)
         """Tokens that steer the model and are no part of the text, such as <|im_end|>."""
         self.eos_id = vocabulary.eos_id
         self.bos_id = vocabulary.bos_id
@@ -212,7 +213,7 @@ def _token_bytes(vocabulary: Vocabulary) -> tuple[bytes, ...]:
     table: list[bytes] = []
     for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
         try:
-            table.append(_from_alphabet(text) if kind == TokenKind.NORMAL else text.encode("utf-8", "surrogatepass"))
+            table.append(_from_alphabet(text) if kind == _NORMAL else text.encode("utf-8", "surrogatepass"))
         except UnicodeEncodeError as error:
             raise ModelFileError(f"token {i} {text!r} is not spelled in the byte alphabet") from error
     return tuple(table)
@@ -240,13 +241,14 @@ def _build_encoding(vocabulary: Vocabulary, token_bytes: Sequence[bytes]) -> tik
 
 
 def _normal_ids(vocabulary: Vocabulary) -> dict[str, int]:
-    ids: dict[str, int] = {}
-    for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True)):
-        if kind != TokenKind.NORMAL:
-            continue
-        if text in ids:
-            raise ModelFileError(f"token {text!r} appears twice, as {ids[text]} and {i}")
-        ids[text] = i
+    normal = [i for i, kind in enumerate(vocabulary.kinds) if kind == _NORMAL]
+    ids = {vocabulary.tokens[i]: i for i in normal}
+    if len(ids) < len(normal):
+        # Of those that are equal the last one is in the dictionary.
+        first = next(i for i in normal if ids[vocabulary.tokens[i]] != i)
+        text = vocabulary.tokens[first]
+        second = next(i for i in normal if i > first and vocabulary.tokens[i] == text)
+        raise ModelFileError(f"token {text!r} appears twice, as {first} and {second}")
     return ids
 
 
@@ -263,9 +265,8 @@ def _product_ids(merges: Sequence[str], ids: Mapping[str, int]) -> list[int]:
 
 
 def _special_tokens(vocabulary: Vocabulary, taken: set[int]) -> dict[str, int]:
-    kinds = (TokenKind.CONTROL, TokenKind.USER_DEFINED)
-    return {
-        text: i
-        for i, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
-        if kind in kinds and i not in taken and text
-    }
+    return {text: i for text, i in _special_ids(vocabulary).items() if i not in taken and text}
+
+
+def _special_ids(vocabulary: Vocabulary) -> dict[str, int]:
+    return {vocabulary.tokens[i]: i for i, kind in enumerate(vocabulary.kinds) if kind in _SPECIAL}
