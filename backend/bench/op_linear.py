@@ -1,7 +1,8 @@
 """Bandwidth and speed of `linear` at the shapes of Qwen2.5-Coder-1.5B.
 
 Decode (one token) is printed as GB/s of packed weights and as a share of a read probe taken between the repetitions; prefill
-as 10^9 multiply-adds per second. Minima over interleaved repetitions, so that a busy neighbour disturbs little.
+as 10^9 multiply-adds per second, and where AMX runs also as a share of a probe of its units and as a multiple of AVX-512-VNNI's
+speed. Minima over interleaved repetitions, so that a busy neighbour disturbs little.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ FORMATS = {"Q4_K": QuantFormat.Q4_K, "Q6_K": QuantFormat.Q6_K, "Q8_0": QuantForm
 # Enough copies of a small matrix to leave the last-level cache between two uses.
 MIN_WORKING_SET = 128 << 20
 PROBE_BYTES = 256 << 20
+MATRIX_PROBE_REPETITIONS = 100_000  # about 5 ms
 
 
 @dataclass
@@ -65,24 +67,50 @@ def cases(quant: QuantFormat, names: list[str], tokens: int) -> list[Case]:
     return found
 
 
-def measure(kernels: native.Kernels, quant: QuantFormat, arguments: argparse.Namespace, probe: npt.NDArray[np.uint8]) -> None:
-    for tokens in arguments.tokens:
-        names = [name for name in arguments.shapes if tokens == 1 or name != "vocab"]
-        measured = cases(quant, names, tokens)
-        inputs = {case.name: torch.randn(tokens, SHAPES[case.name][1]) for case in measured}
-        probe_s = float("inf")
-        for _ in range(arguments.repetitions if tokens == 1 else max(arguments.repetitions // 10, 2)):
-            probe_s = min(probe_s, best_of(lambda: kernels.read_probe(probe), 1))
-            for case in measured:
-                case.run(inputs[case.name])
-        probe_rate = PROBE_BYTES / probe_s / 1e9
+def report(name: str, case: Case, tokens: int, share: str) -> None:
+    macs = SHAPES[case.name][0] * SHAPES[case.name][1] * tokens / case.best_s / 1e9
+    print(f"{name:5} {case.name:8} n={tokens:<4} {case.best_s * 1e3:9.3f} ms {macs:7.2f} GMAC/s  {share}", flush=True)
+
+
+def measure_decode(
+    kernels: native.Kernels, quant: QuantFormat, arguments: argparse.Namespace, probe: npt.NDArray[np.uint8]
+) -> None:
+    measured = cases(quant, arguments.shapes, 1)
+    inputs = {case.name: torch.randn(1, SHAPES[case.name][1]) for case in measured}
+    probe_s = float("inf")
+    for _ in range(arguments.repetitions):
+        probe_s = min(probe_s, best_of(lambda: kernels.read_probe(probe), 1))
         for case in measured:
-            rate = case.weights[0].nbytes / case.best_s / 1e9
-            macs = SHAPES[case.name][0] * SHAPES[case.name][1] * tokens / case.best_s / 1e9
-            share = f"{rate:6.2f} GB/s = {rate / probe_rate:4.0%} of the probe's {probe_rate:.1f}" if tokens == 1 else ""
-            print(
-                f"{quant.name:5} {case.name:8} n={tokens:<4} {case.best_s * 1e3:9.3f} ms {macs:7.2f} GMAC/s  {share}", flush=True
-            )
+            case.run(inputs[case.name])
+    probe_rate = PROBE_BYTES / probe_s / 1e9
+    for case in measured:
+        rate = case.weights[0].nbytes / case.best_s / 1e9
+        report(quant.name, case, 1, f"{rate:6.2f} GB/s = {rate / probe_rate:4.0%} of the probe's {probe_rate:.1f}")
+
+
+def measure_prefill(kernels: native.Kernels, quant: QuantFormat, arguments: argparse.Namespace, tokens: int) -> None:
+    measured = cases(quant, [name for name in arguments.shapes if name != "vocab"], tokens)
+    inputs = {case.name: torch.randn(tokens, SHAPES[case.name][1]) for case in measured}
+    vector = native.load(kernels.path, "avx512vnni") if kernels.isa == "amx" else None
+    vector_cases = [Case(case.name, case.weights) for case in measured] if vector is not None else []
+    probe_rate = 0.0
+    for _ in range(max(arguments.repetitions // 10, 2)):
+        if vector is not None:
+            start = time.perf_counter()
+            done = kernels.matrix_probe(MATRIX_PROBE_REPETITIONS)
+            probe_rate = max(probe_rate, done / (time.perf_counter() - start) / 1e9)
+        for case in measured:
+            case.run(inputs[case.name])
+        with native.using(vector or kernels):
+            for case in vector_cases:
+                case.run(inputs[case.name])
+    for place, case in enumerate(measured):
+        share = ""
+        if vector_cases:
+            rate = SHAPES[case.name][0] * SHAPES[case.name][1] * tokens / case.best_s / 1e9
+            share = f"{rate / probe_rate:4.0%} of the AMX probe's {probe_rate / 500:.2f} TFLOP/s, "
+            share += f"{vector_cases[place].best_s / case.best_s:.1f} x avx512vnni"
+        report(quant.name, case, tokens, share)
 
 
 def main() -> None:
@@ -101,7 +129,11 @@ def main() -> None:
     print(f"{kernels.isa}, {kernels.threads()} threads")
     probe = np.ones(PROBE_BYTES, dtype=np.uint8)
     for name in arguments.formats:
-        measure(kernels, FORMATS[name], arguments, probe)
+        for tokens in arguments.tokens:
+            if tokens == 1:
+                measure_decode(kernels, FORMATS[name], arguments, probe)
+            else:
+                measure_prefill(kernels, FORMATS[name], arguments, tokens)
 
 
 if __name__ == "__main__":
