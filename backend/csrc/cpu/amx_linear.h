@@ -3,8 +3,8 @@
 // Fewest rows that are worth the expansion; below, AVX-512-VNNI is as fast. Computed, not measured. Per weight and core linear.h takes
 // tokens / 80 cycles: of 78 operations on two ports 48 are products of 64 multiply-adds. Here the expansion takes 1/8, half as much
 // again for its stores and stalls, and the products tokens / (0.75 * 512), in pairs of tiles. 16 rows: 0.20 against 0.23 cycles;
-// 24: 0.30 against 0.27; 32: 0.40 against 0.27. Between 20 and 32 either way costs little, and up to 31 a step of decoding with the
-// drafts that it verifies gives the numbers of a token alone to the bit.
+// 24: 0.30 against 0.27; 32: 0.40 against 0.27. Between 20 and 32 either way costs little. In a pass of the engine all rows of prompts
+// are bf16 however few (api.cpp): a rest of a few tokens then costs twice a token of decoding, and no number depends on the cut.
 constexpr int AMX_ROWS = 32;
 
 constexpr int MAX_TASK_GROUPS = 16, LEAST_TASK_GROUPS = 4;
@@ -124,8 +124,8 @@ void linear_task(void *context, int task, int worker) {
     write_panel(job, panel, job.first_row[part]);
 }
 
-bool linear(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out) {
-    if (tokens < AMX_ROWS || part_count > MAX_PARTS) return false;
+bool linear(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out, bool always) {
+    if (tokens < (always ? 1 : AMX_ROWS) || part_count > MAX_PARTS) return false;
     LinearJob job = {};
     int groups = 0;
     for (int p = 0; p < part_count; p++) {

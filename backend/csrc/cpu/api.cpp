@@ -24,6 +24,11 @@ const AmxTable *matrix_units(int isa) { return isa == 3 ? &kc_amx : nullptr; }
 const AmxTable *matrix_units(int) { return nullptr; }
 #endif
 
+// Rows at the beginning of a pass that decode; -1: no pass is under way, and the number of rows alone decides.
+thread_local int decode_rows = -1;
+
+int rows_of_decoding(int tokens) { return decode_rows < 0 ? 0 : decode_rows < tokens ? decode_rows : tokens; }
+
 struct Probe {
     const uint8_t *data;
     int64_t bytes, chunk;
@@ -86,14 +91,24 @@ KC_EXPORT void kc_unpack_rows(int format, const uint8_t *data, int columns, int 
     unpack_rows(format, data, columns, lanes, ids, count, out);
 }
 
+// With AMX the products of prompts are bf16, those of decoding and of drafts are not, whatever is computed with them: so a draft is
+// judged by the numbers of a token alone, and a prompt's do not depend on how it is cut. Counts for this thread until the next
+// call; -1: a product of many rows is bf16.
+KC_EXPORT void kc_set_decode_rows(int rows) { decode_rows = rows; }
+
 // 1: a part is packed for another number of lanes, or there are too many parts; nothing was computed.
 KC_EXPORT int kc_linear(int isa, const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out) {
     const KernelTable *kernels = table(isa);
     if (part_count > 8) return 1;
     for (int i = 0; i < part_count; i++)
         if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
-    const AmxTable *matrix = matrix_units(isa);
-    if (matrix && matrix->linear(parts, part_count, x, tokens, bias, out)) return 0;
+    if (const AmxTable *matrix = matrix_units(isa)) {
+        const int few = rows_of_decoding(tokens), many = tokens - few;
+        int64_t out_columns = 0;
+        for (int i = 0; i < part_count; i++) out_columns += parts[i].rows;
+        const float *prompts = x + (int64_t)few * parts[0].columns;
+        if (matrix->linear(parts, part_count, prompts, many, bias, out + few * out_columns, decode_rows >= 0)) tokens = few;
+    }
     if (tokens > 0) kernels->linear(parts, part_count, x, tokens, bias, out);
     return 0;
 }
@@ -104,9 +119,13 @@ KC_EXPORT int kc_moe(int isa, const Part *parts, int experts, const float *x, in
     const KernelTable *kernels = table(isa);
     for (int i = 0; i < 3 * experts; i++)
         if (parts[i].lanes != (block_columns(parts[i].format) > 1 ? kernels->lanes : 0)) return 1;
+    if (const AmxTable *matrix = matrix_units(isa)) {
+        const int64_t few = rows_of_decoding(tokens), columns = parts[0].columns;
+        const MoeCall prompts{parts, experts, x + few * columns, tokens - (int)few, ids + few * chosen, weights + few * chosen, chosen,
+                              out + few * columns, INT32_MAX};
+        if (matrix->moe(&prompts, kernels->moe)) tokens = (int)few;
+    }
     const MoeCall call{parts, experts, x, tokens, ids, weights, chosen, out, INT32_MAX};
-    const AmxTable *matrix = matrix_units(isa);
-    if (matrix && matrix->moe(&call, kernels->moe)) return 0;
     if (tokens > 0) kernels->moe(&call);
     return 0;
 }

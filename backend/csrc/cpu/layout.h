@@ -209,8 +209,8 @@ struct KernelTable {
 
 // What the matrix units do; the rest is AVX-512-VNNI's, whose packed weights they read.
 struct AmxTable {
-    // False: not worth while or a format that is better left alone, and nothing was computed.
-    bool (*linear)(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out);
+    // False: not worth while or a format that is better left alone, and nothing was computed. always: however few the tokens are.
+    bool (*linear)(const Part *parts, int part_count, const float *x, int tokens, const float *bias, float *out, bool always);
     // `few` serves the experts with few tokens.
     bool (*moe)(const MoeCall *call, void (*few)(const MoeCall *));
     void (*multiply_probe)(int64_t repetitions);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -98,4 +99,5 @@ def build_batch(step: Step, block_size: int) -> Batch:
         block_tables=torch.tensor(tables, dtype=torch.int32),
         context_lens=torch.tensor(lengths, dtype=torch.int32),
         logit_rows=torch.tensor(rows, dtype=torch.int64),
+        decode_rows=sum(span.count + len(span.draft) for span in takewhile(lambda span: span.sequence.decoding, step.spans)),
     )

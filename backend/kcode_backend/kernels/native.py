@@ -65,6 +65,7 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "kc_packed_bytes": (_LONG, [_INT, _INT, _INT, _INT]),
     "kc_pack": (None, [_INT, _POINTER, _POINTER, _INT, _INT, _INT, _POINTER]),
     "kc_unpack_rows": (None, [_INT, _POINTER, _INT, _INT, _POINTER, _INT, _POINTER]),
+    "kc_set_decode_rows": (None, [_INT]),
     "kc_linear": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER]),
     "kc_moe": (_INT, [_INT, _POINTER, _INT, _POINTER, _INT, _POINTER, _POINTER, _INT, _POINTER]),
     "kc_rms_norm": (None, [_INT, _POINTER, _POINTER, _POINTER, _FLOAT, _INT, _INT, _POINTER]),
@@ -116,6 +117,10 @@ class Kernels:
 
     def threads(self) -> int:
         return self.library.kc_threads()
+
+    def set_decode_rows(self, count: int) -> None:
+        """See ops.decoding; -1: outside of a pass."""
+        self.quick.kc_set_decode_rows(count)
 
     def pack(
         self,

@@ -5,6 +5,9 @@ All activations are float32 on the CPU, all index tensors int32. Errors are Valu
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import torch
 
 from kcode_backend.kernels import native, packed, reference
@@ -15,8 +18,34 @@ from kcode_backend.kernels.pages import Pages
 MAX_HEAD_SIZE = 256
 
 
+@contextmanager
+def decoding(rows: int) -> Generator[None]:
+    """Inside, on this thread, the first `rows` rows given to `linear` and `moe` decode or are drafts, the rest are prompts.
+
+    Where AMX runs, prompts are multiplied in bf16 and decoding rows as on the same CPU without it, so that neither's numbers
+    depend on what is computed with them (except experts, which take bf16 from 32 tokens on). Outside, the number of rows decides.
+    """
+    kernels = native.active()
+    set_decode_rows(rows)
+    try:
+        yield
+    finally:
+        if kernels is not None:
+            kernels.set_decode_rows(-1)
+
+
+def set_decode_rows(rows: int) -> None:
+    """Another number for what follows inside `decoding`."""
+    kernels = native.active()
+    if kernels is not None:
+        kernels.set_decode_rows(rows)
+
+
 def linear(x: torch.Tensor, weight: PackedWeight, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """x: [n, in] -> [n, out]. Quantised weights multiply x rounded to 8 bits per 32 columns (error about 0.5 %)."""
+    """x: [n, in] -> [n, out]. Quantised weights multiply x rounded to 8 bits per 32 columns (error about 0.5 %).
+
+    AMX multiplies both rounded to bf16 (at most 2^-7 of |x||w|), F32 weights excepted: see `decoding`.
+    """
     _float_matrix("x", x)
     out_features, in_features = weight.shape
     n, width = x.shape

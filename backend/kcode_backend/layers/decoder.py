@@ -44,10 +44,17 @@ class Decoder:
     def forward(self, batch: Batch, kv: KVCache) -> Tensor:
         """See Network.forward."""
         prepared = self.prepared.matching(self, batch, kv)
-        return self.plain(batch, kv) if prepared is None else prepared.run(batch)
+        if prepared is None:
+            return self.plain(batch, kv)
+        with ops.decoding(batch.decode_rows):
+            return prepared.run(batch)
 
     def plain(self, batch: Batch, kv: KVCache) -> Tensor:
         """`forward` operation by operation: what the prepared passes do too, with the same numbers."""
+        with ops.decoding(batch.decode_rows):
+            return self._layers(batch, kv)
+
+    def _layers(self, batch: Batch, kv: KVCache) -> Tensor:
         eps = self.config.norm_eps
         step = self._step(batch)
         residual = ops.embedding(batch.token_ids.int(), self.embedding)
@@ -63,6 +70,7 @@ class Decoder:
             attended = block.attention.forward(x, step, kv.layers[layer])
             if layer == last:
                 attended, residual = attended[batch.logit_rows], residual[batch.logit_rows]
+                ops.set_decode_rows(int((batch.logit_rows < batch.decode_rows).sum()))
             x = _norm(block.attention.project(attended), residual, block.mlp_norm, eps)
             added = block.mlp.forward(x)
         if added is None or batch.logit_rows.numel() == 0:

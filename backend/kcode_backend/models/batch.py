@@ -30,3 +30,5 @@ class Batch:
     """int32 [seqs]; tokens of the sequence in the cache after this pass, the new ones included."""
     logit_rows: Tensor
     """int64 [rows]; indices into the tokens whose logits are wanted, in the order of the result's rows; may be empty."""
+    decode_rows: int = 0
+    """The first so many tokens decode or are drafts; what follows are prompts."""

@@ -179,6 +179,25 @@ def test_few_rows_are_left_to_the_other_kernels_to_the_bit(matrix: Kernels) -> N
     assert not torch.equal(ops.linear(x, weight), expected)
 
 
+def test_in_a_pass_each_row_has_the_numbers_of_its_role(matrix: Kernels) -> None:
+    """Whatever is computed with it: decoding rows those of the other kernels, rows of prompts bf16."""
+    weight, _ = random_weight(QuantFormat.Q4_K, 40, 512)
+    experts = random_experts(alike(QuantFormat.INT4), 2, 64, 96)
+    x, y, (ids, shares) = torch.randn(90, 512), torch.randn(90, 64), route(90, 2, 2)
+    many, many_experts = ops.linear(x, weight), ops.moe(y, experts, ids, shares)
+    other = native.load(matrix.path, "avx512vnni" if matrix.library.kc_supported(2) else "portable")
+    with native.using(other):
+        few, few_experts = ops.linear(x, weight), ops.moe(y, experts, ids, shares)
+    for rows in (0, 1, 50, 90, 100):
+        with ops.decoding(rows):
+            assert torch.equal(ops.linear(x, weight), torch.cat((few[:rows], many[rows:])))
+            assert torch.equal(ops.linear(x[:1], weight), (few if rows else many)[:1])
+            if rows in (0, 1, 50, 90):
+                expected = torch.cat((few_experts[:rows], many_experts[rows:]))
+                assert torch.equal(ops.moe(y, experts, ids, shares), expected)
+    assert torch.equal(ops.linear(x[:1], weight), few[:1])
+
+
 @pytest.mark.usefixtures("matrix")
 def test_tokens_do_not_influence_each_other() -> None:
     for quant in (QuantFormat.Q4_K, QuantFormat.F16):
