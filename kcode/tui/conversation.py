@@ -146,16 +146,17 @@ class Conversation:
                 self._on_change()
 
     async def _turn(self, session: ChatSession, text: str) -> None:
-        if self._warming is None:
+        warming = self._warming
+        if warming is None:
             # The engine may have ended since: it stops when nobody uses it, and it can be killed.
-            self._warming = asyncio.create_task(self._warm_again(session))
-            await asyncio.wait([self._warming], timeout=SOON_S)
-            if self._warming is not None:
+            warming = self._warming = asyncio.create_task(self._warm_again(session))
+            await asyncio.wait([warming], timeout=SOON_S)
+            if not warming.done():
                 self._on_change()
-        if self._warming is not None:
+        if not warming.done():
             # Starting a model takes long and a session cannot be interrupted while it does.
             stopping = asyncio.create_task(self._stop.wait())
-            await asyncio.wait([self._warming, stopping], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             if self._stop.is_set():
                 self._on_event(Notice("warning", "interrupted before it began"))
