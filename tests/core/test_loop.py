@@ -244,7 +244,7 @@ async def test_ask_mode_asks_once_per_tool_when_told_always(open_session: Open) 
 
 async def test_the_time_a_person_takes_is_not_the_tools(open_session: Open) -> None:
     async def answer(question: Question) -> Reply:
-        await asyncio.sleep(4 if question.call.name == "bash" else 0.1)
+        await asyncio.sleep(3 if question.call.name == "bash" else 0.1)
         return Reply("allow" if question.call.name == "bash" else "deny")
 
     commands = [call("bash", command="true"), call("create", path="c.txt", content="x")]
@@ -252,7 +252,7 @@ async def test_the_time_a_person_takes_is_not_the_tools(open_session: Open) -> N
         {"calls": commands}, {"text": "ok"}, ask=answer, settings=Settings(sandbox="danger-full-access", approval_mode="ask")
     )
     allowed, denied = [event.duration_s for event in await collect(session, "go") if isinstance(event, CallFinished)]
-    assert 0 < allowed < 4
+    assert 0 < allowed < 3
     assert denied == 0
 
 

@@ -28,6 +28,9 @@ from kcode_backend.weights.quant import QuantFormat
 from tests.backend.kernels.blocks import columns_for, random_rows
 from tests.backend.kernels.test_moe import largest_error, random_experts, route
 
+# Emulated, it compiles for half a minute the first time, as AVX-512 does.
+pytestmark = pytest.mark.slow
+
 FORMATS = [quant for quant in QuantFormat if quant is not QuantFormat.F32]
 AMX_ROWS = 32  # as in amx_linear.h
 # A weight that lies in the middle between two bf16 may be rounded up by one and down by the other, when its scale and minimum are
@@ -125,7 +128,6 @@ def test_linear_is_the_product_of_bf16() -> None:
         check(quant, 51, columns_for(quant, 512) + (0 if quant.block_elements == 256 else 32), 35)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quant", FORMATS, ids=lambda quant: quant.name)
 @pytest.mark.usefixtures("matrix")
 def test_linear_in_every_format_and_shape(quant: QuantFormat) -> None:
@@ -136,7 +138,6 @@ def test_linear_in_every_format_and_shape(quant: QuantFormat) -> None:
         check(quant, 40, columns_for(quant, 256), tokens)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 def test_columns_need_not_fill_a_tile_or_a_block() -> None:
     for quant in FORMATS:
@@ -146,7 +147,6 @@ def test_columns_need_not_fill_a_tile_or_a_block() -> None:
                 check(quant, 37, columns, 37)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 def test_many_tokens_take_several_passes() -> None:
     for tokens in (511, 513, 545, 1030):
@@ -285,7 +285,6 @@ def test_the_library_has_the_tile_instructions() -> None:
     assert len(found) == 8
 
 
-@pytest.mark.slow
 def test_an_older_compiler_makes_a_library_without_amx(tmp_path: Path) -> None:
     compiler, csrc = build.find_compiler(), native.csrc_folder()
     if compiler is None or csrc is None or len(build.instruction_sets()) == 1:
@@ -332,14 +331,12 @@ def test_experts_with_many_tokens_follow_float64() -> None:
     check_moe(random_experts((QuantFormat.INT4, QuantFormat.Q8_0, QuantFormat.F16), 3, 96, 160), 60, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quant", FORMATS, ids=lambda quant: quant.name)
 @pytest.mark.usefixtures("matrix")
 def test_experts_in_every_format(quant: QuantFormat) -> None:
     check_moe(random_experts(alike(quant), 3, 256, 512), 70, 2)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("matrix")
 def test_experts_of_odd_sizes_and_of_more_tokens_than_one_pass() -> None:
     dense = (QuantFormat.F16, QuantFormat.BF16, QuantFormat.F16)

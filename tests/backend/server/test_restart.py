@@ -9,10 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 if TYPE_CHECKING:
     from tests.backend.server.conftest import EngineServer
 
     Start = Callable[..., EngineServer]
+
+# Each engine takes seconds to start.
+pytestmark = pytest.mark.slow
 
 Message = dict[str, object]
 TOOL = {"type": "function", "function": {"name": "bash", "description": "Runs a command.", "parameters": {"type": "object"}}}
