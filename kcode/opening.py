@@ -84,7 +84,7 @@ def engine_options(file: Path, settings: Settings, paths: Paths) -> EngineOption
         kv_disk_bytes=kept_bytes,
         kv=settings.kv,
         expert_ram_bytes=int(settings.expert_ram_gb * 1e9),
-        expert_counts=paths.contexts.with_name("experts"),
+        expert_counts=paths.expert_counts,
     )
 
 

@@ -45,6 +45,11 @@ class Paths:
         """What the engine has computed, kept for its next start."""
         return self.cache / "contexts"
 
+    @property
+    def expert_counts(self) -> Path:
+        """Which experts of each model are chosen often."""
+        return self.cache / "experts"
+
     def sessions(self, project: Path) -> Path:
         """The folder of a project's transcripts."""
         return self.state / "sessions" / project_key(project)

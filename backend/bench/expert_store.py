@@ -1,5 +1,7 @@
 """Tokens a second and hits of a model whose experts do not fit into memory, beside what its plan says.
 
+The plan is made twice: with the choices counted while the slots filled, and for a router that chooses evenly.
+
 python backend/bench/expert_store.py MODEL --expert-ram GB [--tokens N] [--prompt N]
 MODEL is a folder that `kcode models synth --real --layers 4 --experts 384` has written, for example. The last line is JSON.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ from kcode_backend.models.batch import Batch
 from kcode_backend.models.load import load
 from kcode_backend.models.model import Model
 from kcode_backend.plan import Machine, available_memory, make_plan
+from kcode_backend.residency import expected_hits
 from kcode_backend.weights.expert_store import ExpertMemory, ExpertStore
 
 BLOCK = 64
@@ -93,11 +97,16 @@ def main() -> None:
         plan_probe.pack_speed(),
         plan_probe.multiply_speed(),
     )
+    counts = store.residency.counts()
     found |= decode(model, kv, store, given.tokens, given.prompt + given.warm)
-    plan = make_plan(plan_probe.read_footprint(given.model), probes, expert_ram=ram)
+    footprint = plan_probe.read_footprint(given.model)
+    plan = make_plan(footprint, probes, expert_ram=ram, hits=partial(expected_hits, counts))
+    even = make_plan(footprint, probes, expert_ram=ram)
     found |= {
         "planned_tokens_per_s": plan.decode_speed,
         "planned_hit_rate": plan.hit_rate,
+        "planned_tokens_per_s_even": even.decode_speed,
+        "planned_hit_rate_even": even.hit_rate,
         "planned_prompt_tokens_per_s": plan.prefill_speed,
         "memory_gb_per_s": probes.ram_speed / 1e9,
         "disk_gb_per_s": probes.disk_speed / 1e9,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,8 @@ class Plan:
     decode_speed: float
     """Tokens a second that the bandwidths allow; 0: not known."""
     prefill_speed: float
+    hit_rate: float
+    """Of the experts that a token chooses: those in memory."""
     refusal: str = ""
 
     @property
@@ -94,11 +96,6 @@ class Plan:
     @property
     def disk_experts_bytes(self) -> int:
         return (self.footprint.all_experts - self.slots) * self.footprint.expert_bytes
-
-    @property
-    def hit_rate(self) -> float:
-        """Of a router that chooses evenly."""
-        return self.slots / self.footprint.all_experts if self.footprint.all_experts else 1.0
 
 
 def available_memory() -> int:
@@ -185,16 +182,25 @@ def footprint_of_total(config: ModelConfig, total_bytes: int, is_int4: bool, kin
     )
 
 
-def make_plan(model: Footprint, machine: Machine, context: int | None = None, expert_ram: int | None = None) -> Plan:
-    """`expert_ram` bytes for experts, by default what is left."""
+def make_plan(
+    model: Footprint,
+    machine: Machine,
+    context: int | None = None,
+    expert_ram: int | None = None,
+    hits: Callable[[int], float] | None = None,
+) -> Plan:
+    """`expert_ram` bytes for experts, by default what is left. `hits` gives the share of choices that so many slots serve; by
+    default it is that of a router that chooses evenly."""
     length = min(context or model.context, model.context)
     others = model.dense_bytes + model.embedding_bytes
     kv_bytes = kv_room(machine.ram_bytes, model.kv_token_bytes, length)
     room = expert_room(machine.ram_bytes, others, kv_bytes) if expert_ram is None else expert_ram
     slots = min(model.all_experts, room // model.expert_bytes) if model.all_experts else 0
-    decode, prefill = _speeds(model, machine, slots)
+    even = slots / model.all_experts if model.all_experts else 1.0
+    hit_rate = even if hits is None else hits(slots)
+    decode, prefill = _speeds(model, machine, slots, hit_rate)
     refusal = _refusal(model, machine, length, kv_bytes, slots)
-    return Plan(model, machine, length, kv_bytes, slots, decode, prefill, refusal)
+    return Plan(model, machine, length, kv_bytes, slots, decode, prefill, hit_rate, refusal)
 
 
 def _is_used(config: ModelConfig, name: str) -> bool:
@@ -223,12 +229,12 @@ def _refusal(model: Footprint, machine: Machine, context: int, kv_bytes: int, sl
     return ""
 
 
-def _speeds(model: Footprint, machine: Machine, slots: int) -> tuple[float, float]:
+def _speeds(model: Footprint, machine: Machine, slots: int, hit_rate: float) -> tuple[float, float]:
     """Tokens a second of decoding and of a long prompt."""
     if machine.ram_speed <= 0 or (slots < model.all_experts and machine.disk_speed <= 0):
         return 0.0, 0.0
     kernel = machine.ram_speed * KERNEL_SHARE
-    missed = 1 - slots / model.all_experts if model.all_experts else 0.0
+    missed = 1 - hit_rate
     token_bytes = model.layers * model.used * model.expert_bytes
     decode_s = (
         model.dense_bytes / kernel + token_bytes * (1 - missed) / kernel + _streaming_s(machine, token_bytes * missed, kernel)
@@ -240,7 +246,8 @@ def _speeds(model: Footprint, machine: Machine, slots: int) -> tuple[float, floa
         return 1 / decode_s, 0.0
     work = model.dense_elements + model.layers * model.used * model.expert_elements
     pass_s = STREAMED_TOKENS * work / (machine.multiply_speed * COMPUTE_SHARE)
-    streamed = model.all_experts * model.expert_bytes * missed
+    # A long prompt goes through all experts, however often each is chosen.
+    streamed = (model.all_experts - slots) * model.expert_bytes
     if streamed:
         pack_s = streamed / machine.pack_speed if machine.pack_speed > 0 else 0.0
         pass_s = max(pass_s + pack_s, streamed / machine.disk_speed)

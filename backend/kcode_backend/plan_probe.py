@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from kcode_backend.errors import ModelFileError
 from kcode_backend.kernels import native
 from kcode_backend.kernels.packing import pack_into
 from kcode_backend.plan import Footprint, footprint_of, footprint_of_total
+from kcode_backend.residency import counts_file, expected_hits, read_counts
 from kcode_backend.weights.checkpoint import TensorInfo, TensorType, naming
 from kcode_backend.weights.compressed import read_quantization
+from kcode_backend.weights.fingerprint import fingerprint
 from kcode_backend.weights.gguf import GGUFFile
 from kcode_backend.weights.names import from_transformers
 from kcode_backend.weights.quant import QuantFormat
@@ -65,6 +68,18 @@ def read_footprint(path: Path, kind: str = "f16") -> Footprint:
         named = {from_transformers(name): TensorInfo(name, (), unknown, 0, 0) for name in index.weight_map}
         config = read_config_json(stated, named, path.resolve().name)
         return footprint_of_total(config, index.metadata.total_size, read_quantization(stated) is not None, kind)
+
+
+def read_hits(path: Path, model: Footprint, counts_folder: Path) -> Callable[[int], float] | None:
+    """The share of choices that so many experts in memory serve, by those counted in earlier runs; None when there were none.
+
+    ModelFileError.
+    """
+    if not model.all_experts or (path.is_dir() and not any(path.glob("*.safetensors"))):
+        return None
+    mark = fingerprint(SafetensorsFolder(path) if path.is_dir() else GGUFFile(path))
+    counts = read_counts(counts_file(counts_folder, mark), model.layers, model.experts)
+    return None if counts is None or not counts.any() else partial(expected_hits, counts)
 
 
 def memory_speed() -> float:

@@ -104,6 +104,31 @@ class Residency:
         return worth
 
 
+def expected_hits(counts: Counts, slots: int) -> float:
+    """The share of choices that find their expert in memory, as far as the choices counted tell; of an even router without any.
+
+    Each choice is left out once and held against what the others would keep (leave-one-out): kept by their own counts, the
+    experts of a short run would all seem to be chosen often.
+    """
+    even = min(1.0, slots / counts.size) if counts.size else 1.0
+    total = float(counts.sum())
+    if total <= 0 or even == 1.0:
+        return even
+    ranked = np.sort(counts.ravel())
+    chosen = ranked[ranked > 0]
+    without = np.maximum(chosen - 1, 0)
+    # The expert itself stands above its count without the choice, unless the choice has faded to less than one.
+    above = counts.size - np.searchsorted(ranked, without, side="right") - (chosen > without)
+    equal = np.searchsorted(ranked, without, side="right") - np.searchsorted(ranked, without, side="left") + 1
+    kept = np.clip((slots - above) / equal, 0.0, 1.0)
+    return max(even, float((chosen * kept).sum() / total))
+
+
+def counts_file(folder: Path, fingerprint: str) -> Path:
+    """Where the counts of a model are."""
+    return folder / f"{fingerprint}.npy"
+
+
 def read_counts(path: Path, layers: int, experts: int) -> Counts | None:
     """Counts of an earlier run; None when there are none of this shape."""
     try:

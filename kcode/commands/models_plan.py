@@ -48,9 +48,10 @@ def command(
     from kcode_backend.catalog import find
     from kcode_backend.plan import Machine, available_memory, make_plan
 
+    paths = find_paths()
     with translated():
         place = Path(path).expanduser()
-        place = place if (place / "config.json").is_file() else find(path, find_paths().models)
+        place = place if (place / "config.json").is_file() else find(path, paths.models)
         model = plan_probe.read_footprint(place, kv)
         machine = Machine(
             ram_bytes=int(ram * 1e9) if ram else available_memory(),
@@ -60,13 +61,15 @@ def command(
             pack_speed=plan_probe.pack_speed() if model.all_experts and not ram_gbs else 0.0,
             multiply_speed=0.0 if ram_gbs else plan_probe.multiply_speed(),
         )
-        made = make_plan(model, machine, context, int(expert_ram * 1e9) if expert_ram else None)
-    click.echo(json.dumps(_facts(made)) if as_json else "\n".join(_table(made, vram)))
+        hits = plan_probe.read_hits(place, model, paths.expert_counts)
+        made = make_plan(model, machine, context, int(expert_ram * 1e9) if expert_ram else None, hits)
+    basis = "an even router" if hits is None else "choices counted in earlier runs"
+    click.echo(json.dumps(_facts(made, basis)) if as_json else "\n".join(_table(made, vram, basis)))
     if made.refusal:
         raise StartError(made.refusal)
 
 
-def _facts(plan: Plan) -> dict[str, object]:
+def _facts(plan: Plan, basis: str) -> dict[str, object]:
     model, machine = plan.footprint, plan.machine
     return {
         "model": model.name,
@@ -85,13 +88,14 @@ def _facts(plan: Plan) -> dict[str, object]:
         "disk_bytes_per_s": machine.disk_speed,
         "pack_bytes_per_s": machine.pack_speed,
         "hit_rate": plan.hit_rate,
+        "hit_rate_by": basis,
         "decode_tokens_per_s": plan.decode_speed,
         "prefill_tokens_per_s": plan.prefill_speed,
         "refusal": plan.refusal or None,
     }
 
 
-def _table(plan: Plan, vram: float | None) -> list[str]:
+def _table(plan: Plan, vram: float | None, basis: str) -> list[str]:
     model, machine = plan.footprint, plan.machine
     rows = [
         ("every token's weights", model.dense_bytes, "memory", "attention, shared networks, routers, head"),
@@ -108,6 +112,8 @@ def _table(plan: Plan, vram: float | None) -> list[str]:
     lines += [f"  {what:<22} {size / 1e9:9.2f} GB  {where:<7} {note}" for what, size, where, note in rows]
     speeds = [("memory", machine.ram_speed), ("disk", machine.disk_speed)]
     lines.append("  " + ", ".join(f"{name} {speed / 1e9:.2f} GB/s" if speed else f"{name} not known" for name, speed in speeds))
+    if plan.slots < model.all_experts:
+        lines.append(f"experts found in memory: {plan.hit_rate:.0%} of those chosen, by {basis}")
     if plan.decode_speed:
         lines.append(f"decoding: at most about {plan.decode_speed:.2f} tokens a second")
     else:

@@ -96,7 +96,7 @@ def command(
         _check_address(host, port, keyed=api_key_env is not None)
     arguments += ["--shutdown-timeout", f"{shutdown_timeout:g}"]
     arguments += _kept(kv_dir or paths.contexts, settings.kv_disk_gb if kv_disk_gb is None else kv_disk_gb)
-    arguments += ["--expert-counts", str(paths.contexts.with_name("experts"))]
+    arguments += ["--expert-counts", str(paths.expert_counts)]
     experts = {"--expert-ram": int((expert_ram or settings.expert_ram_gb) * 1e9), "--expert-lock": int(expert_lock * 1e9)}
     chosen = {"--context": context, "--threads": threads or settings.threads, "--kv": kv or settings.kv}
     for flag, value in {**chosen, **experts, "--idle-timeout": idle_timeout}.items():

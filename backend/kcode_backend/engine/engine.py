@@ -96,7 +96,7 @@ class Engine:
         self._kv = kv
         self._runner = Runner(model, kv)
         self._scheduler = Scheduler(self.pool, self._tiers)
-        self._experts = model.experts
+        self.experts = model.experts
         self._pace = Pace(STREAMED_TOKENS if model.experts else None)
         self._cost = cost or RowCost()
         self._tickets = itertools.count()
@@ -160,8 +160,8 @@ class Engine:
             self._scheduler.remove(sequence)
         self._running.clear()
         self._tiers.close(CLOSE_S)
-        if self._experts is not None:
-            self._experts.close()
+        if self.experts is not None:
+            self.experts.close()
 
     def _take_commands(self) -> None:
         """Act on all commands at hand; wait for one while there is nothing to compute and nothing to store."""

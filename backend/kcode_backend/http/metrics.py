@@ -12,6 +12,7 @@ from kcode_backend.engine.histogram import FIRST_TOKEN_BOUNDS_S, Histogram
 
 if TYPE_CHECKING:
     from kcode_backend.engine.engine import Engine
+    from kcode_backend.weights.expert_store import ExpertStore
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -104,8 +105,23 @@ def _engine_lines(engine: Engine) -> list[str]:
         ("kcode_blocks_cached", "gauge", "Blocks that nobody uses and that may be found again.", pool.cached),
         ("kcode_blocks_used", "gauge", "Blocks of requests under way.", pool.used),
     ]
+    if engine.experts:
+        simple += _expert_lines(engine.experts)
     lines = [line for name, kind, text, value in simple for line in _metric(name, kind, text, [("", value)])]
     return lines + _histogram("kcode_step_seconds", "A forward pass and the tokens drawn after it.", counters.steps)
+
+
+def _expert_lines(store: ExpertStore) -> list[tuple[str, str, str, float]]:
+    """Of a model whose experts are not all in memory."""
+    traffic = store.traffic
+    return [
+        ("kcode_experts_kept", "gauge", "Experts that memory has room for.", store.slots),
+        ("kcode_expert_hits_total", "counter", "Chosen experts that were in memory.", traffic.hits),
+        ("kcode_expert_misses_total", "counter", "Chosen experts that were read from the model's files.", traffic.misses),
+        ("kcode_expert_read_bytes_total", "counter", "Bytes of them.", traffic.read_bytes),
+        ("kcode_expert_wait_seconds_total", "counter", "Time that nothing was computed until one was read.", traffic.waited_s),
+        ("kcode_expert_pack_seconds_total", "counter", "Time of putting them into the kernels' order.", traffic.packed_s),
+    ]
 
 
 def _metric(name: str, kind: str, text: str, samples: Iterable[tuple[str, float]]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from kcode_backend.weights.ahead import AheadFile
 from kcode_backend.weights.checkpoint import Checkpoint, expert_bytes, naming
 from kcode_backend.weights.compressed import read_quantization
 from kcode_backend.weights.expert_store import ExpertMemory, ExpertStore
+from kcode_backend.weights.fingerprint import fingerprint
 from kcode_backend.weights.metadata import Metadata
 from kcode_backend.weights.reader import LoadProgress, WeightReader
 from kcode_backend.weights.safetensors import SafetensorsFolder
@@ -37,11 +37,6 @@ BUILDERS: dict[str, Callable[[ModelConfig, WeightReader, MakeExperts], Network]]
     "qwen3": qwen3.build,
     "qwen3moe": qwen3.build,
 }
-
-SAMPLE_BYTES = 1024
-"""Of a tensor, from its middle, that go into the fingerprint."""
-MAX_SAMPLES = 4096
-"""Of tensors, evenly spread over them: a model of many experts has hundreds of thousands."""
 
 
 def load(
@@ -119,14 +114,3 @@ def _model(
     if store is not None:
         store.open(mark)
     return Model(config, tokenizer, mark, template, network, experts=store)
-
-
-def fingerprint(source: Checkpoint) -> str:
-    """32 hex digits of the whole header and samples of the tensors: cheap, and different for different weights."""
-    digest = hashlib.sha256(source.header())
-    names = list(source.tensors)
-    for name in names[:: -(-len(names) // MAX_SAMPLES)]:
-        data = source.data(name)
-        start = max(0, data.size - SAMPLE_BYTES) // 2
-        digest.update(data[start : start + SAMPLE_BYTES].tobytes())
-    return digest.hexdigest()[:32]

@@ -20,7 +20,7 @@ import numpy as np
 from kcode_backend.errors import ModelFileError
 from kcode_backend.kernels.packed import Bytes
 from kcode_backend.kernels.placed import ExpertLayout, PlacedExperts
-from kcode_backend.residency import NOBODY, Residency, read_counts, write_counts
+from kcode_backend.residency import NOBODY, Residency, counts_file, read_counts, write_counts
 from kcode_backend.weights.expert_files import ExpertFiles, ExpertPlace, RawExpert
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class ExpertStore:
         self._residency = Residency(slots, len(self._layers), most)
         self._files = ExpertFiles(READ_AHEAD, max(_bytes(layer.places[0]) for layer in self._layers))
         if self._memory.counts_folder is not None:
-            self._counts_file = self._memory.counts_folder / f"{fingerprint}.npy"
+            self._counts_file = counts_file(self._memory.counts_folder, fingerprint)
             counts = read_counts(self._counts_file, len(self._layers), most)
             if counts is not None:
                 self._residency.restore(counts)
