@@ -26,7 +26,8 @@ NIBBLE_DEVIATION = 3.4
 """Of the integers of a group: the largest of 32 normal numbers is about twice the deviation, and 7 is the largest integer."""
 LOGIT_DEVIATION = 2.5
 ROUTER_BIAS = 0.01
-"""The published biases make experts that are unequally good chosen equally often. Random ones are equally good, and among the\nbest of hundreds, whose scores are close together, a larger bias would choose the same few for every token."""
+"""The published biases make experts that are unequally good chosen equally often. Random ones are equally good, and among the
+best of hundreds, whose scores are close together, a larger bias would choose the same few for every token."""
 HEADER_ALIGNMENT = 8
 SPARE_BYTES = 64 << 20
 """Left free on the disk."""
