@@ -27,6 +27,7 @@ COMMANDS = {
     "sessions": "list the sessions of this folder",
     "sandbox": "explain the sandbox, or run a command in it",
     "serve": "serve a model over the OpenAI protocol",
+    "trust": "let a folder's own configuration count",
     "verify-tools": "measure how reliably a model calls tools",
 }
 EPILOG = "Commands: " + "; ".join(f"kcode {name}: {text}" for name, text in COMMANDS.items()) + "."

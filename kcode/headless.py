@@ -321,6 +321,8 @@ class _Stop:
 
 async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
     output.begin(session, wanted)
+    for notice in session.notices:
+        output.event(notice)
     finished: TurnFinished | None = None
     async with aclosing(session.submit(wanted.prompt)) as events:
         async for event in events:

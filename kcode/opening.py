@@ -23,11 +23,13 @@ from kcode.models.openai_wire import Writing
 from kcode.models.scripted import ScriptedModel, read_script
 from kcode.paths import Paths
 from kcode.profiles import Profile, choose_profile, limits_for, sampling_for
+from kcode.project import in_project
 from kcode.session import Equipment, Session
 from kcode.settings import SCRIPTED, Settings
 from kcode.steps import Driver
 from kcode.tools.toolbox import build_specs, build_tools
 from kcode.transcript import Opened, SessionInfo, Transcript, create, find_session, list_sessions, open_existing, utc_now
+from kcode.trust import trust_here
 from kcode_prompts.prompt import load
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
@@ -147,12 +149,16 @@ class Sessions:
                 transcript.close()
             raise
 
+    def trust(self) -> str:
+        return trust_here(self._paths, self._workspace)
+
     async def past(self) -> Sequence[PastSession]:
         return [
             PastSession(info.session_id, info.title, _when(info)) for info in list_sessions(self._paths.sessions(self._workspace))
         ]
 
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
+        settings, notices = in_project(settings, self._workspace, self._paths)
         chosen = choose_model(settings, self._paths)
         sandbox = await open_policy(settings, self._workspace)
         try:
@@ -173,6 +179,7 @@ class Sessions:
                 driver=driver_of(profile, sandbox, max(settings.seed, 0)),
                 approval=Approval(mode, ask, checkpoints.is_dirty),
                 checkpoints=checkpoints,
+                notices=notices,
             )
             if transcript is None:
                 transcript = create(folder, self._workspace, kcode.__version__)

@@ -16,7 +16,7 @@ from kcode.approval import Approval, ApprovalMode
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import KcodeError
-from kcode.events import Event, TurnFinished
+from kcode.events import Event, Notice, TurnFinished
 from kcode.loop import RunningTurn
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
@@ -44,6 +44,8 @@ class Equipment:
     driver: Driver
     approval: Approval
     checkpoints: Checkpoints | None
+    notices: tuple[Notice, ...] = ()
+    """What the user is to know before the first turn."""
 
 
 class Session:
@@ -55,6 +57,7 @@ class Session:
         self._context = context
         self._inbox: deque[str] = deque()
         self._running: RunningTurn | None = None
+        self.notices: Sequence[Notice] = equipment.notices
 
     @property
     def id(self) -> str:

@@ -85,7 +85,7 @@ def _types() -> dict[str, type | types.GenericAlias]:
     return typing.get_type_hints(Settings)
 
 
-def _check(name: str, value: object, source: str) -> Value:
+def check_value(name: str, value: object, source: str) -> Value:
     """`value` with the type of the field `name`, or a ConfigError naming both and where the value came from."""
     wanted = _types()[name]
     if get_origin(wanted) is Literal:
@@ -130,7 +130,7 @@ def read_file(path: Path) -> dict[str, Value]:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); fix it or remove it") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return {name: _check(_known(name, str(path)), value, str(path)) for name, value in data.items()}
+    return {name: check_value(_known(name, str(path)), value, str(path)) for name, value in data.items()}
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
@@ -141,7 +141,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         # A setting may begin as what the engine's own process reads does.
         is_other = variable in _OTHER_VARIABLES or (variable.startswith(_OTHER_PREFIXES) and name not in _types())
         if variable.startswith("KCODE_") and not is_other and value:
-            found[name] = _check(_known(name, variable), value, variable)
+            found[name] = check_value(_known(name, variable), value, variable)
     return found
 
 
@@ -158,5 +158,5 @@ def load_settings(file: Path, environment: Mapping[str, str], flags: Mapping[str
     merged = read_file(file) | read_environment(environment)
     for name, value in flags.items():
         if value is not None:
-            merged[name] = _check(_known(name, "command line"), value, f"--{name.removesuffix('_s').replace('_', '-')}")
+            merged[name] = check_value(_known(name, "command line"), value, f"--{name.removesuffix('_s').replace('_', '-')}")
     return replace(Settings(), **merged)

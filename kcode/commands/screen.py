@@ -65,6 +65,11 @@ class LateSessions:
     async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
         return await (await self._sessions()).open(resume_id, model, ask)
 
+    def trust(self) -> str:
+        from kcode.trust import trust_here
+
+        return trust_here(self._paths, self._workspace)
+
     async def past(self) -> Sequence[PastSession]:
         return await (await self._sessions()).past()
 

@@ -50,6 +50,7 @@ class Actions:
             "resume": self._resume,
             "diff": self._diff,
             "undo": self._undo,
+            "trust": self._trust,
             "quit": self._quit,
         }
         try:
@@ -108,6 +109,9 @@ class Actions:
             said = await self._conversation.session.undo()
             self._show_session()
             self.tell("↶", said, "accent")
+
+    async def _trust(self) -> None:
+        self.tell("i", self._sessions.trust(), "accent")
 
     async def _quit(self) -> None:
         self._screen.app.exit()

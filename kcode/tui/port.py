@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kcode.events import Event
+from kcode.events import Event, Notice
 
 if TYPE_CHECKING:
     # Their modules take long to import, and the screen opens before they are needed.
@@ -42,6 +42,11 @@ class ChatSession(Protocol):
 
     @property
     def sandbox_description(self) -> str: ...
+
+    @property
+    def notices(self) -> Sequence[Notice]:
+        """What is to be known before the first turn."""
+        ...
 
     @property
     def records(self) -> Sequence[Record]:
@@ -96,6 +101,10 @@ class Sessions(Protocol):
 
     async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
         """A new session, the one named, or with "" the last; `model` None takes the configured one. Raises KcodeError."""
+        ...
+
+    def trust(self) -> str:
+        """Let the folder's own configuration count from the next session on; one line that says what was done."""
         ...
 
     async def past(self) -> Sequence[PastSession]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from kcode.approval import ApprovalMode, Question, Reply
 from kcode.errors import KcodeError
-from kcode.events import Event, TurnFinished, TurnStarted
+from kcode.events import Event, Notice, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
 from kcode.tui.port import ModelOffer, PullProgress
@@ -52,6 +52,7 @@ class ScriptedSession:
     context_limit: int | None = 32768
     context_used: int = 0
     sandbox_description: str = "bubblewrap · workspace-write · network off"
+    notices: tuple[Notice, ...] = ()
     records: list[Record] = field(default_factory=list)
     approval_mode: ApprovalMode = "ask"
     loaded: asyncio.Event | None = None
@@ -168,6 +169,9 @@ class ScriptedSessions:
             session.model_name = model
         self.opened.append(session)
         return session
+
+    def trust(self) -> str:
+        return "trusted"
 
     async def past(self) -> Sequence[Past]:
         return self.listed

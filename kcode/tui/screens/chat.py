@@ -212,6 +212,8 @@ class ChatScreen(Screen[None]):
         session = self._conversation.session
         assert session is not None
         self._presenter.greet(self._launch.workspace, session.sandbox_description)
+        for notice in session.notices:
+            self._presenter.show(notice)
         self._presenter.replay(session.records)
         self._changed()
         if not self._conversation.is_warming:
