@@ -11,7 +11,7 @@ SPLIT  ?= held
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox clean setup
+.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits clean setup
 
 setup: $(STAMP)
 
@@ -65,6 +65,10 @@ bench-bugs: setup
 # Attacks behind the walls, legitimate work behind them, and what the walls cost.
 bench-sandbox: setup
 	@$(BIN)/python -m kcode_bench.sandbox_bench
+
+# The edit ladder on some 1,650 edits with known outcomes.
+bench-edits: setup
+	@$(BIN)/python -m kcode_bench.edits
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis

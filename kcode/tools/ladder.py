@@ -1,32 +1,21 @@
 """The edit ladder: where `old` stands in a text, tried from exact to tolerant, never ambiguous.
 
-Every rung below "exact" compares whole lines, keeps the number of lines, and must match in exactly one place.
+Every rung below "exact" compares whole lines, keeps the number of lines, and must match in exactly one place. A text that
+would have to be guessed (two places, two readings of the new indentation) is refused.
 """
 
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Rung = Literal["exact", "trailing whitespace", "indentation", "punctuation"]
+from kcode.tools.alike import Typography, carry, differs_in_tabs_alone, normal, spaced
+from kcode.tools.closest import Closest, closest
+from kcode.tools.indents import Rescale, Shift, adapted, changes, indent_of, unit_of
 
-PUNCTUATION = str.maketrans(
-    {
-        **dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u00b4", "'"),
-        **dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb", '"'),
-        **dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-"),
-        **dict.fromkeys("\u00a0\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
-        "\u2026": "...",
-        "\u200b": None,
-        "\ufeff": None,
-    }
-)
-# About half a second of comparing.
-MAX_COMPARISONS = 1_000_000
-WORD = re.compile(r"\w+|[^\w\s]")
+Rung = Literal["exact", "trailing whitespace", "indentation", "punctuation", "tabs", "blank lines"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +35,64 @@ class Ambiguous:
     lines: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Closest:
-    """No match: the 1-based lines that resemble `old` most, `similarity` between 0 and 1 (0: nothing does)."""
-
-    first_line: int
-    last_line: int
-    similarity: float
-
-
 def locate(text: str, old: str, new: str, *, replace_all: bool = False) -> Match | Ambiguous | Closest:
     """Find `old` in `text` (both with LF line ends). `old` is not empty."""
-    count = text.count(old)
-    if count == 1 or (count and replace_all):
-        return Match("exact", tuple((start, start + len(old)) for start in occurrences(text, old)), new)
-    if count:
-        return Ambiguous("exact", tuple(text.count("\n", 0, start) + 1 for start in occurrences(text, old)))
-    lines = text.split("\n")
+    places = occurrences(text, old)
+    if len(places) == 1:
+        return Match("exact", ((places[0], places[0] + len(old)),), new)
+    if places and replace_all:
+        return Match("exact", tuple((start, start + len(old)) for start in apart(places, len(old))), new)
+    if places:
+        return Ambiguous("exact", tuple(text.count("\n", 0, start) + 1 for start in places))
+    lines = Lines.of(text)
     pattern = Pattern.of(old, new)
-    for rung, find in RUNGS:
-        found = [
-            adapted for first in range(len(lines) - len(pattern.old) + 1) if (adapted := find(lines, first, pattern)) is not None
-        ]
-        if len(found) > 1:
-            return Ambiguous(rung, tuple(first + 1 for first, _ in found))
-        if found:
-            first, replacement = found[0]
-            return Match(rung, (line_span(lines, first, pattern),), pattern.joined(replacement))
-    return closest(lines, pattern.old)
+    if old.strip():
+        found = climb(lines, pattern, None)
+        if found is None and (trimmed := pattern.without_blank_edges()) is not None:
+            found = climb(lines, trimmed, "blank lines")
+        if found is not None:
+            return found
+    return closest(lines.all, pattern.old)
 
 
 def occurrences(text: str, old: str) -> list[int]:
+    """Where `old` begins, also where it overlaps itself: "x x" stands in "x x x" twice."""
     found: list[int] = []
     position = text.find(old)
     while position >= 0:
         found.append(position)
-        position = text.find(old, position + len(old))
+        position = text.find(old, position + 1)
     return found
+
+
+def apart(places: list[int], length: int) -> Iterator[int]:
+    """The first of those that overlap."""
+    end = 0
+    for start in places:
+        if start >= end:
+            yield start
+            end = start + length
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines of a text without their ends; `ended` when the last one has one."""
+
+    all: list[str]
+    ended: bool
+    unit: str
+
+    @classmethod
+    def of(cls, text: str) -> Lines:
+        lines = text.removesuffix("\n").split("\n")
+        return cls(lines, text.endswith("\n"), unit_of(lines))
+
+    def span(self, first: int, count: int, *, with_end: bool) -> tuple[int, int]:
+        """Offsets of `count` lines from `first`; `with_end` takes the last one's end too, where it has one."""
+        start = sum(len(line) + 1 for line in self.all[:first])
+        end = start + sum(len(line) + 1 for line in self.all[first : first + count])
+        ends = with_end and (self.ended or first + count < len(self.all))
+        return start, end if ends else end - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,105 +113,158 @@ class Pattern:
             old.removesuffix("\n").split("\n") if whole else old.split("\n"), body.split("\n") if new else [], whole, new_ends
         )
 
-    def joined(self, lines: list[str]) -> str:
-        return "\n".join(lines) + ("\n" if self.whole and self.new_ends and lines else "")
+    def joined(self, lines: list[str], *, ended: bool) -> str:
+        return "\n".join(lines) + ("\n" if self.whole and self.new_ends and lines and ended else "")
 
-
-def line_span(lines: list[str], first: int, pattern: Pattern) -> tuple[int, int]:
-    start = sum(len(line) + 1 for line in lines[:first])
-    end = start + sum(len(line) + 1 for line in lines[first : first + len(pattern.old)])
-    last = first + len(pattern.old) == len(lines)
-    return start, end if pattern.whole and not last else end - 1
-
-
-Adapted = tuple[int, list[str]] | None
-
-
-def by_trailing_whitespace(lines: list[str], first: int, pattern: Pattern) -> Adapted:
-    for offset, old in enumerate(pattern.old):
-        if lines[first + offset].rstrip() != old.rstrip():
+    def without_blank_edges(self) -> Pattern | None:
+        """Without empty lines before and after `old` that the file may not have; the same number goes from `new`."""
+        before = edge(self.old)
+        after = edge(self.old[::-1])
+        if not before and not after:
             return None
-    return first, carried(lines[first : first + len(pattern.old)], pattern, lambda line: line)
+        new = self.new[min(before, edge(self.new)) :]
+        new = new[: len(new) - min(after, edge(new[::-1]))]
+        return Pattern(self.old[before : len(self.old) - after], new, self.whole, self.new_ends)
 
 
-def by_indentation(lines: list[str], first: int, pattern: Pattern) -> Adapted:
-    """All lines are indented by the same text more, or less, than `old` says."""
-    shift: tuple[str, str] | None = None
-    for offset, old in enumerate(pattern.old):
-        have, want = lines[first + offset].rstrip(), old.rstrip()
-        if have.lstrip() != want.lstrip():
-            return None
-        if not want:
-            continue
-        this = indent_shift(want[: len(want) - len(want.lstrip())], have[: len(have) - len(have.lstrip())])
-        if this is None or (shift is not None and this != shift):
-            return None
-        shift = this
-    if shift is None:
-        return None
-    removed, added = shift
-    if any(line.strip() and not line.startswith(removed) for line in pattern.new):
-        return None
-    return first, carried(
-        lines[first : first + len(pattern.old)],
-        pattern,
-        lambda line: added + line.removeprefix(removed) if line.strip() else line,
-    )
+def edge(lines: Sequence[str]) -> int:
+    """How many blank lines stand at the beginning."""
+    return next((count for count, line in enumerate(lines) if line.strip()), len(lines))
 
 
-def indent_shift(want: str, have: str) -> tuple[str, str] | None:
-    """(removed, added) text at the line's start that turns `want` into `have`; one of them is empty."""
-    if have.endswith(want):
-        return "", have[: len(have) - len(want)]
-    if want.endswith(have):
-        return want[: len(want) - len(have)], ""
-    return None
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One rung: lines match when their `key` is the same; `shifts` when their indentation may differ as a whole."""
+
+    rung: Rung
+    key: Callable[[str], str]
+    shifts: bool = False
+    tabs: bool = False
 
 
-def by_punctuation(lines: list[str], first: int, pattern: Pattern) -> Adapted:
-    for offset, old in enumerate(pattern.old):
-        if lines[first + offset].translate(PUNCTUATION).rstrip() != old.translate(PUNCTUATION).rstrip():
-            return None
-    return first, carried(lines[first : first + len(pattern.old)], pattern, lambda line: line)
+def _plain(line: str) -> str:
+    return line.rstrip()
 
 
-RUNGS: tuple[tuple[Rung, Callable[[list[str], int, Pattern], Adapted]], ...] = (
-    ("trailing whitespace", by_trailing_whitespace),
-    ("indentation", by_indentation),
-    ("punctuation", by_punctuation),
+def _stripped(line: str) -> str:
+    return line.strip()
+
+
+def _typographic(line: str) -> str:
+    return normal(line).rstrip()
+
+
+def _typographic_stripped(line: str) -> str:
+    return normal(line).strip()
+
+
+WAYS = (
+    Way("trailing whitespace", _plain),
+    Way("indentation", _stripped, shifts=True),
+    Way("punctuation", _typographic),
+    Way("punctuation", _typographic_stripped, shifts=True),
+    Way("tabs", spaced, shifts=True, tabs=True),
 )
 
 
-def carried(present: list[str], pattern: Pattern, adapt: Callable[[str], str]) -> list[str]:
-    """The new lines, where those that `new` only repeats from `old` stay as they are in the file."""
+def climb(lines: Lines, pattern: Pattern, rung: Rung | None) -> Match | Ambiguous | None:
+    """The first rung on which `pattern` matches somewhere; `rung` names the result otherwise than the rung does."""
+    for way in WAYS:
+        wanted = [way.key(line) for line in pattern.old]
+        places = [first for first in windows([way.key(line) for line in lines.all], wanted) if agrees(lines, first, pattern, way)]
+        if not places:
+            continue
+        name = rung or way.rung
+        replacements = [(first, new) for first in places if (new := replacement(lines, first, pattern, way)) is not None]
+        if len(places) > 1:
+            return Ambiguous(name, tuple(first + 1 for first in places))
+        if replacements:
+            ((first, new),) = replacements
+            start, end = lines.span(first, len(pattern.old), with_end=pattern.whole)
+            ended = lines.ended or first + len(pattern.old) < len(lines.all)
+            return Match(name, ((start, end),), pattern.joined(new, ended=ended))
+    return None
+
+
+def windows(have: list[str], wanted: list[str]) -> Iterator[int]:
+    """Where the lines `wanted` stand in `have`."""
+    for first in range(len(have) - len(wanted) + 1):
+        if have[first] == wanted[0] and have[first : first + len(wanted)] == wanted:
+            yield first
+
+
+def agrees(lines: Lines, first: int, pattern: Pattern, way: Way) -> bool:
+    """Whether what the key left out may differ in this place."""
+    present = lines.all[first : first + len(pattern.old)]
+    if way.tabs and not all(
+        differs_in_tabs_alone(there.strip(), called.strip()) for there, called in zip(present, pattern.old, strict=True)
+    ):
+        return False
+    return not way.shifts or bool(indent_changes(present, pattern))
+
+
+def indent_changes(present: list[str], pattern: Pattern) -> Changes | None:
+    """What turns the called indentation into the file's; None when nothing consistent does."""
+    pairs = [(indent_of(called), indent_of(there)) for called, there in zip(pattern.old, present, strict=True) if called.strip()]
+    called, there = pairs[0] if pairs else ("", "")
+    if not called and there and pattern.old[0].strip() and len(pairs) > 1 and all(one == other for one, other in pairs[1:]):
+        # A first line that lost its indentation alone, as text does that was trimmed as a whole.
+        return Changes((Shift("", ""),), there)
+    found = changes(pairs)
+    return Changes(tuple(found)) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Changes of indentation that explain the old lines; `first` is what the first line lacked beside them."""
+
+    of_lines: tuple[Shift | Rescale, ...]
+    first: str | None = None
+
+    def indents(self, pattern: Pattern, unit: str) -> list[str] | None:
+        """The indentation of every new line; blank ones have none. None when it would be a guess."""
+        new = [line for line in pattern.new if line.strip()]
+        if self.first is not None and new and pattern.new[0].strip():
+            if indent_of(new[0]):
+                return None
+            rest = adapted(self.of_lines, [indent_of(line) for line in new[1:]], unit)
+            kept = None if rest is None else [self.first, *rest]
+        else:
+            kept = adapted(self.of_lines, [indent_of(line) for line in new], unit)
+        if kept is None:
+            return None
+        following = iter(kept)
+        return [next(following) if line.strip() else "" for line in pattern.new]
+
+
+def replacement(lines: Lines, first: int, pattern: Pattern, way: Way) -> list[str] | None:
+    """The new lines as they fit the place: those that only repeat `old` stay as they are in the file."""
+    present = lines.all[first : first + len(pattern.old)]
+    indents: list[str] | None = None
+    if way.shifts:
+        found = indent_changes(present, pattern)
+        indents = found.indents(pattern, lines.unit) if found else None
+        if indents is None:
+            return None
+    typography = Typography()
+    for there, called in zip(present, pattern.old, strict=True):
+        typography.learn(there.strip(), called.strip())
     result: list[str] = []
     matcher = difflib.SequenceMatcher(None, pattern.old, pattern.new, autojunk=False)
-    for tag, old_start, old_end, new_start, new_end in matcher.get_opcodes():
+    for tag, start, end, new_start, new_end in matcher.get_opcodes():
         if tag == "equal":
-            result += present[old_start:old_end]
-        else:
-            result += [adapt(line) for line in pattern.new[new_start:new_end]]
+            result += present[start:end]
+            continue
+        for index in range(new_start, new_end):
+            line = pattern.new[index]
+            paired = start + index - new_start
+            body = line.lstrip(" \t") if indents is not None and line.strip() else line
+            if paired < end:
+                called, there = pattern.old[paired].rstrip(), present[paired].rstrip()
+                if indents is not None:
+                    called, there = called.lstrip(" \t"), there.lstrip(" \t")
+                body = carry(there, called, body, typography)
+            else:
+                body = typography.plain(body)
+            result.append(indents[index] + body if indents is not None and line.strip() else body)
     return result
-
-
-def closest(lines: list[str], old: list[str]) -> Closest:
-    """The window of as many lines as `old` whose lines share most words with its lines, place by place."""
-    wanted = [frozenset(WORD.findall(line)) for line in old]
-    if len(lines) * len(old) > MAX_COMPARISONS:
-        # Only the wordiest lines of `old` are compared: they tell places apart best.
-        kept = sorted(range(len(old)), key=lambda index: -len(wanted[index]))[: max(MAX_COMPARISONS // len(lines), 1)]
-        wanted = [words if index in kept else frozenset() for index, words in enumerate(wanted)]
-    have = [frozenset(WORD.findall(line)) for line in lines]
-    weights = [len(words) for words in wanted]
-    best, best_first = 0.0, 0
-    size = min(len(old), len(lines))
-    offsets = [offset for offset in range(size) if wanted[offset]]
-    for first in range(len(lines) - size + 1):
-        score = 0.0
-        for offset in offsets:
-            one, other = wanted[offset], have[first + offset]
-            if other:
-                score += weights[offset] * len(one & other) / len(one | other)
-        if score > best:
-            best, best_first = score, first
-    return Closest(best_first + 1, best_first + size, best / max(sum(weights), 1))

@@ -111,7 +111,8 @@ def test_a_match_replaces_only_what_it_names(lines: list[str], data: st.DataObje
     found = locate(text, old, "new")
     if isinstance(found, Match):
         ((start, end),) = found.spans
-        assert text[start:end].count("\n") == old.count("\n")
+        called = old.strip("\n") if found.rung == "blank lines" else old
+        assert text[start:end].count("\n") == called.count("\n")
         if found.rung == "exact":
             assert text[start:end] == old
 
@@ -131,3 +132,35 @@ def test_a_miss_in_a_huge_file_is_found_quickly() -> None:
     assert time.monotonic() - started < 60
     assert isinstance(found, Closest)
     assert found.first_line == 10_001
+
+
+def test_tabs_in_the_file_and_spaces_in_the_call_are_the_same_depth() -> None:
+    text = "all: build\n\t@echo start\n\tif true; then \\\n\t\tmake -C sub; \\\n\tfi\n"
+    old = "    if true; then \\\n        make -C sub; \\\n"
+    new = "    if true; then \\\n        cd sub && \\\n        make; \\\n"
+    assert edited(text, old, new) == (
+        "indentation",
+        "all: build\n\t@echo start\n\tif true; then \\\n\t\tcd sub && \\\n\t\tmake; \\\n\tfi\n",
+    )
+
+
+def test_other_units_are_told_from_a_shift_by_the_steps_of_the_file() -> None:
+    text = "def f():\n    if x:\n        a()\n    return 1\n"
+    # Two columns for four: the new line goes one level deeper, not two columns.
+    assert edited(text, "  if x:\n", "  if y:\n    b()\n")[1] == text.replace("if x:", "if y:\n        b()")
+    # Moved by two: the same two lines already step by four.
+    assert edited(text, "  if x:\n", "  if y:\n      b()\n")[1] == text.replace("if x:", "if y:\n        b()")
+
+
+def test_overlapping_copies_are_two_places() -> None:
+    assert locate("x\nx\nx\n", "x\nx\n", "y\n") == Ambiguous("exact", (1, 2))
+
+
+def test_what_a_changed_line_repeats_keeps_the_typography_of_the_file() -> None:
+    text = "say(\u201cit\u2019s 1\u201d)\n"
+    assert edited(text, 'say("it\'s 1")\n', 'say("it\'s 2")\n')[1] == "say(\u201cit\u2019s 2\u201d)\n"
+
+
+def test_letters_with_separate_marks_match_and_stay() -> None:
+    apart = "name = 'cafe\u0301'\nsize = 1\n"
+    assert edited(apart, "name = 'caf\u00e9'\nsize = 1\n", "name = 'caf\u00e9'\nsize = 2\n")[1] == apart.replace("1", "2")
