@@ -1,8 +1,8 @@
 """The closed union of what a turn says. The loop yields these; screens, headless and the transcript read them.
 
 Order within a turn: TurnStarted, then per step: StepStarted, any of Prefill/TextPiece/ThinkingPiece/CallPiece, StepFinished,
-then per call: CallStarted, any number of CallOutput, CallFinished; at the end exactly one TurnFinished, also after an
-interrupt. Notice may occur anywhere between.
+then per call: CallStarted, any number of CallOutput and SandboxViolation, CallFinished; at the end exactly one TurnFinished,
+also after an interrupt. Notice may occur anywhere between.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 
 from kcode.messages import Message, ToolCall, ToolResult
 from kcode.model import Finish, Usage
+from kcode_sandbox.violation import Violation
 
 TurnStatus = Literal["finished", "limit", "loop", "interrupted", "error"]
 NoticeLevel = Literal["info", "warning", "error"]
@@ -124,6 +125,14 @@ class CallFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class SandboxViolation:
+    """The sandbox stopped something of the call, whose result says so to the model; comes before the call's CallFinished."""
+
+    violation: Violation
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     level: NoticeLevel
     text: str
@@ -158,6 +167,7 @@ Event = (
     | CallStarted
     | CallOutput
     | CallFinished
+    | SandboxViolation
     | Notice
     | TurnFinished
 )

@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TextIO
 
@@ -23,6 +23,7 @@ from kcode.events import (
     Event,
     Notice,
     PlainDisplay,
+    SandboxViolation,
     StepFinished,
     TestsDisplay,
     TurnFinished,
@@ -32,6 +33,7 @@ from kcode.messages import Message, Text, Thinking, ToolCall
 from kcode.model import Usage
 from kcode.opening import Sessions
 from kcode.session import Session
+from kcode_sandbox.violation import Violation
 
 Format = Literal["text", "json", "stream-json"]
 EXIT_CODES: dict[TurnStatus, int] = {"finished": 0, "error": 2, "limit": 3, "loop": 3, "interrupted": 4}
@@ -65,6 +67,7 @@ class Report:
     profile: str
     sandbox: str
     diff: str
+    violations: tuple[Violation, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -90,6 +93,7 @@ class Report:
             "profile": self.profile,
             "sandbox": self.sandbox,
             "exit_code": self.exit_code,
+            "violations": [asdict(violation) for violation in self.violations],
             "diff": self.diff,
         }
 
@@ -125,6 +129,8 @@ class TextOutput:
             self._say(_shortened(event.message.text))
         elif isinstance(event, Notice):
             self._say(f"{event.level}: {event.text}")
+        elif isinstance(event, SandboxViolation):
+            self._say(f"    sandbox: {event.violation.sentence}")
 
     def close(self, report: Report) -> None:
         finished = report.finished
@@ -197,6 +203,8 @@ class StreamJsonOutput:
             result = {"type": "tool_result", "tool_use_id": event.call.id, "content": event.result.text}
             message = {"role": "user", "content": [result | {"is_error": event.result.is_error}]}
             self._write({"type": "user", "message": message, "parent_tool_use_id": None})
+        elif isinstance(event, SandboxViolation):
+            self._write({"type": "system", "subtype": "violation", "tool_use_id": event.call_id, **asdict(event.violation)})
         elif isinstance(event, Notice):
             print(f"{event.level}: {event.text}", file=self._stderr, flush=True)
 
@@ -324,11 +332,14 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
     for notice in session.notices:
         output.event(notice)
     finished: TurnFinished | None = None
+    violations: list[Violation] = []
     async with aclosing(session.submit(wanted.prompt)) as events:
         async for event in events:
             if isinstance(event, TurnFinished):
                 finished = event
             else:
+                if isinstance(event, SandboxViolation):
+                    violations.append(event.violation)
                 output.event(event)
     assert finished is not None
     try:
@@ -336,7 +347,15 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
     except CheckpointFailed as error:
         print(f"warning: no diff: {error}", file=sys.stderr)
         diff = ""
-    report = Report(finished, session.id, session.model_name, session.profile.name, session.sandbox_description, diff)
+    report = Report(
+        finished,
+        session.id,
+        session.model_name,
+        session.profile.name,
+        session.sandbox_description,
+        diff,
+        tuple(violations),
+    )
     if wanted.output_dir is not None:
         _write_output(wanted.output_dir, report, session.transcript_path)
     output.close(report)

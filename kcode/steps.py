@@ -46,6 +46,7 @@ from kcode.events import (
     NoticeLevel,
     PlainDisplay,
     Prefill,
+    SandboxViolation,
     StepFinished,
     StepStarted,
     TextPiece,
@@ -69,6 +70,7 @@ from kcode.model import (
 from kcode.repeats import STOP_AT, Repeats, advice
 from kcode.tools.pictures import Picture, Show
 from kcode.tools.tool import Access, Outcome, Tool
+from kcode.tools.watched import run_watched
 
 
 class Journal(Protocol):
@@ -429,7 +431,7 @@ class Steps:
         if tool.access != "read" and not self._checkpointed:
             await self.snapshot()
             self._checkpointed = True
-        outcome = await tool.run(arguments, lambda text: self._emit(CallOutput(call.id, text)))
+        outcome = await run_watched(tool, arguments, lambda text: self._emit(CallOutput(call.id, text)))
         return outcome, time.monotonic() - started
 
     def _finish(self, call: ToolCall, outcome: Outcome, duration_s: float, advised: str, *, recorded: bool) -> Called:
@@ -437,6 +439,8 @@ class Steps:
         if recorded:
             self._journal.add_result(result, outcome.display, duration_s)
             self._open.pop(call.id, None)
+        for violation in outcome.violations:
+            self._emit(SandboxViolation(violation, call.id))
         self._emit(CallFinished(call, result, outcome.display, duration_s))
         return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed, outcome.is_refused)
 

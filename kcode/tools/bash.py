@@ -12,7 +12,6 @@ from kcode.tools.outputs import Outputs
 from kcode.tools.refusal import settle
 from kcode.tools.tool import Access, Emit, Outcome
 from kcode.tools.truncate import plain
-from kcode_sandbox.guard import note_on
 from kcode_sandbox.sandbox import Sandbox, ShellResult
 
 DEFAULT_TIMEOUT_S = 120
@@ -61,9 +60,7 @@ class BashTool:
 
 def closing_notes(result: ShellResult, timeout_s: int, *, empty: bool) -> list[str]:
     """What the output itself does not say."""
-    notes: list[str] = [note_on(result.held)] if result.held else []
-    if result.dropped_bytes:
-        notes.append(f"[{result.dropped_bytes} bytes of output were dropped while it ran]")
+    notes: list[str] = []
     if result.exit_code is None:
         notes.append(
             f"[still running after {timeout_s} s, now in the background as job {result.job_id}; "

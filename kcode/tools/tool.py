@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from kcode.events import Display
 from kcode.messages import Image
+from kcode_sandbox.violation import Violation
 
 Access = Literal["read", "write", "execute"]
 Emit = Callable[[str], None]
@@ -22,7 +23,7 @@ class Outcome:
 
     `ends_turn` is true only for a successful `finish`. `changed` names the files the call is known to have changed,
     relative to the workspace. `is_refused` says that the call did not run because a person or a rule did not let it.
-    `images` are shown to the model after the text.
+    `images` are shown to the model after the text. `violations` are what the sandbox stopped of it; the text says so already.
     """
 
     text: str
@@ -32,6 +33,7 @@ class Outcome:
     changed: tuple[str, ...] = ()
     is_refused: bool = False
     images: tuple[Image, ...] = ()
+    violations: tuple[Violation, ...] = ()
 
 
 class Tool(Protocol, Generic[ArgumentsT]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from textual.screen import Screen
 
@@ -15,7 +15,9 @@ from kcode.tui.port import ModelStore, Sessions
 from kcode.tui.screens.models import ModelsScreen
 from kcode.tui.screens.pager import PagerScreen
 from kcode.tui.screens.picker import Choice, PickerScreen
+from kcode.tui.violations import draw_violations
 from kcode.tui.widgets.transcript import Transcript
+from kcode_sandbox.violation import Violation
 
 Reopen = Callable[[str | None, str | None], Awaitable[None]]
 
@@ -32,6 +34,7 @@ class Actions:
         store: ModelStore | None,
         reopen: Reopen,
         show_session: Callable[[], None],
+        stopped: Sequence[Violation],
     ) -> None:
         self._screen = screen
         self._transcript = transcript
@@ -40,6 +43,7 @@ class Actions:
         self._store = store
         self._reopen = reopen
         self._show_session = show_session
+        self._stopped = stopped
 
     async def run(self, command: Command) -> None:
         """Errors of kcode are shown, the conversation stays as it is."""
@@ -51,6 +55,7 @@ class Actions:
             "diff": self._diff,
             "undo": self._undo,
             "trust": self._trust,
+            "violations": self._violations,
             "quit": self._quit,
         }
         try:
@@ -109,6 +114,14 @@ class Actions:
             said = await self._conversation.session.undo()
             self._show_session()
             self.tell("↶", said, "accent")
+
+    async def _violations(self) -> None:
+        if not self._stopped:
+            self.tell("i", "the sandbox has stopped nothing in this conversation")
+            return
+        stopped = list(self._stopped)
+        title = f"What the sandbox stopped ({len(stopped)})"
+        await self._screen.app.push_screen_wait(PagerScreen(title, lambda width, look: draw_violations(stopped, width, look)))
 
     async def _trust(self) -> None:
         self.tell("i", self._sessions.trust(), "accent")

@@ -15,6 +15,7 @@ from kcode.events import (
     Notice,
     NoticeLevel,
     Prefill,
+    SandboxViolation,
     StepFinished,
     StepStarted,
     TextPiece,
@@ -79,6 +80,8 @@ class Presenter:
                 self._feed_call(call_id, text)
             case CallFinished():
                 self._finish_call(event)
+            case SandboxViolation():
+                pass  # the call's result says it; the status line counts it
             case Notice(level=level, text=text):
                 sign, tone = NOTICES[level]
                 self._last_notice = text

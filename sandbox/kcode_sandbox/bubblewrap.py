@@ -20,12 +20,14 @@ from kcode_sandbox.gitconfig import private_git_configuration
 from kcode_sandbox.guard import Guard
 from kcode_sandbox.hosts import HostRule
 from kcode_sandbox.launch import PACKAGE, Attachment, attached, greet, worker_argv
+from kcode_sandbox.places import Places
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, integer_of
 from kcode_sandbox.proxy import Proxy, WayOut, open_way_out
 from kcode_sandbox.repositories import Protection, protect, sockets_below
 from kcode_sandbox.seccomp import open_filter
 from kcode_sandbox.toolchains import Toolchains, find_toolchains, outermost, own_programs, visible_path, workspace_venvs
+from kcode_sandbox.watch import Evidence
 
 HOME = "/home/kcode"
 INSIDE = "/run/kcode"
@@ -178,6 +180,7 @@ class BubblewrapBackend:
         self._facts: Head = {}
         self._guard: Guard | None = None
         self._sweeping = threading.Lock()
+        self._evidence: Evidence | None = None
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -241,6 +244,7 @@ class BubblewrapBackend:
                 "private_home": True,
                 "fence": [str(path) for path in _writable(policy, self._git)],
                 "proxy": PROXY if proxy is not None else "",
+                "own_network": policy.network != "on",
                 "limits": _limits_of(policy, self._group),
                 "check": {
                     "canary": str(canary),
@@ -250,6 +254,7 @@ class BubblewrapBackend:
                 **stdio,
             }
             self._facts = facts = await greet(connection, hello, await private_git_configuration(home))
+        self._evidence = _evidence(policy, around, self._git, self.way_out, self._group)
         fault = find_fault(facts, policy)
         if fault:
             connection.kill()
@@ -261,6 +266,9 @@ class BubblewrapBackend:
         """Blocks for the time of a walk through the workspace."""
         with self._sweeping:
             return self._guard.sweep() if self._guard is not None else []
+
+    def evidence(self) -> Evidence | None:
+        return self._evidence
 
     def tidy(self) -> None:
         self.guard()
@@ -275,6 +283,14 @@ def _writable(policy: Policy, git: Protection) -> list[Path]:
     """Every folder below which something may be written inside; what is read-only in them is the mounts' business."""
     private = [Path(path) for path in ("/dev", "/tmp", "/var/tmp", HOME)]
     return [*private, policy.workspace, *policy.writable, *git.shared] if policy.profile == "workspace-write" else private
+
+
+def _evidence(policy: Policy, around: Surroundings, git: Protection, way_out: WayOut | None, group: Group) -> Evidence:
+    covered = [*around.covered_files, *around.covered_folders, *around.toolchains.covered, *git.sockets]
+    protected = (*git.readonly, *around.venvs)
+    places = Places(policy, protected, tuple(map(Path, covered)), around.toolchains.roots)
+    denials = way_out.proxy.record.denials if way_out is not None else ()
+    return Evidence(places, denials, group.folders)
 
 
 def home_of(policy: Policy) -> Path:

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import PurePosixPath
 
 from kcode_sandbox.connection import Connection
-from kcode_sandbox.errors import SandboxDiedError, SandboxError
+from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxError
 from kcode_sandbox.guard import HELD_NAMES
 from kcode_sandbox.launch import Backend
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, ProtocolError, flag_of, integer_of, number_of, object_of, text_of
 from kcode_sandbox.sandbox import ExecResult, FileContent, FileStat, OnOutput, ShellResult
+from kcode_sandbox.violation import report
+from kcode_sandbox.watch import Watch
 
 FILE_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 12.0
@@ -38,6 +39,7 @@ class WorkerSandbox:
         self._backend = backend
         self._connection: Connection | None = None
         self._shell: WorkerShell | None = None
+        self._watch = Watch(policy, backend.guard, backend.evidence)
         self._reviving = asyncio.Lock()
 
     @property
@@ -62,7 +64,7 @@ class WorkerSandbox:
         request: Head = {"op": "write", "path": path, "expect_sha256": expect_sha256, "create_parents": create_parents}
         head, _ = await self._ask(request, FILE_TIMEOUT_S, data)
         if STEERING & set(PurePosixPath(path).parts):
-            await self._held()
+            await asyncio.to_thread(self._watch.over_write)
         return _stat_of(object_of(head, "stat"))
 
     async def stat(self, path: str) -> FileStat:
@@ -114,8 +116,12 @@ class WorkerSandbox:
         except SandboxDiedError:
             if connection is not self._connection:
                 raise
-            return ExecResult(KILLED, ENDED_NOTE, b"", False, 0, 0.0, await self._held())
-        return replace(_exec_result(head, body), held=await self._held())
+            head, ended = {}, ExecResult(KILLED, ENDED_NOTE, b"", False, 0, 0.0)
+        else:
+            ended = _exec_result(head, body)
+        result = await asyncio.to_thread(self._watch.over_command, ended, cwd, _unrouted(head))
+        report(result.violations)
+        return result
 
     async def run_attached(self, argv: Sequence[str]) -> int:
         """Run one program on the descriptors that the backend was made with; its exit code, above 128 a signal's number plus 128.
@@ -135,7 +141,7 @@ class WorkerSandbox:
     async def shell(self) -> WorkerShell:
         await self._live()
         if self._shell is None:
-            self._shell = WorkerShell(self._live, self._held, self._policy.limits.output_bytes)
+            self._shell = WorkerShell(self._live, self._watch, self._policy.limits.output_bytes)
         return self._shell
 
     async def close(self) -> None:
@@ -154,11 +160,12 @@ class WorkerSandbox:
                 self._connection = await self._backend.launch(self._policy)
             return self._connection
 
-    async def _held(self) -> tuple[str, ...]:
-        return tuple(await asyncio.to_thread(self._backend.guard))
-
     async def _ask(self, head: Head, timeout_s: float, body: bytes = b"") -> tuple[Head, bytes]:
-        return await ask(await self._live(), head, timeout_s, body)
+        try:
+            return await ask(await self._live(), head, timeout_s, body)
+        except FileError as error:
+            self._watch.over_file(error)
+            raise
 
 
 class WorkerShell:
@@ -169,11 +176,9 @@ class WorkerShell:
     FileError "ESRCH". Output has "\\n" line ends and keeps its escape sequences.
     """
 
-    def __init__(
-        self, live: Callable[[], Awaitable[Connection]], held: Callable[[], Awaitable[tuple[str, ...]]], max_output: int
-    ) -> None:
+    def __init__(self, live: Callable[[], Awaitable[Connection]], watch: Watch, max_output: int) -> None:
         self._live = live
-        self._held = held
+        self._watch = watch
         self._max_output = min(max_output, 8 << 20)
 
     async def run(self, command: str, timeout_s: float, on_output: OnOutput | None = None) -> ShellResult:
@@ -181,7 +186,7 @@ class WorkerShell:
         call = connection.send(self._request("run", timeout_s, on_output), _bytes_of(command), on_output)
         try:
             async with asyncio.timeout(timeout_s + END_TIMEOUT_S):
-                result = _shell_result(*await asyncio.shield(call.answer))
+                head, body = await asyncio.shield(call.answer)
         except asyncio.CancelledError:
             connection.send(self._request("interrupt", 0.0, None), b"", None)
             await _settle(call.answer)
@@ -191,13 +196,13 @@ class WorkerShell:
         except SandboxDiedError:
             # Fails again when the sandbox was closed rather than killed.
             await self._live()
-            return ShellResult(KILLED, ENDED_NOTE, "", 0, 0.0, "", await self._held())
-        return replace(result, held=await self._held())
+            return await self._watched(ShellResult(KILLED, ENDED_NOTE, "", 0, 0.0, ""), {})
+        return await self._watched(_shell_result(head, body), head)
 
     async def send(self, text: str, wait_s: float, job_id: str = "") -> ShellResult:
         request = self._request("send", wait_s, None) | {"job_id": job_id}
-        result = _shell_result(*await ask(await self._live(), request, wait_s + END_TIMEOUT_S, _bytes_of(text)))
-        return replace(result, held=await self._held())
+        head, body = await ask(await self._live(), request, wait_s + END_TIMEOUT_S, _bytes_of(text))
+        return await self._watched(_shell_result(head, body), head)
 
     async def interrupt(self) -> None:
         """^C to what runs in the current shell; SIGKILL follows where that does not help."""
@@ -209,6 +214,11 @@ class WorkerShell:
     async def restart(self) -> None:
         """End every command and job; the folder stays, exported variables are gone."""
         await ask(await self._live(), self._request("restart", 0.0, None), END_TIMEOUT_S)
+
+    async def _watched(self, result: ShellResult, head: Head) -> ShellResult:
+        result = await asyncio.to_thread(self._watch.over_shell, result, _unrouted(head))
+        report(result.violations)
+        return result
 
     def _request(self, action: str, wait_s: float, on_output: OnOutput | None) -> Head:
         return {
@@ -251,6 +261,10 @@ def _exec_result(head: Head, body: bytes) -> ExecResult:
         dropped_bytes=integer_of(head, "dropped_bytes"),
         duration_s=number_of(head, "duration_s"),
     )
+
+
+def _unrouted(head: Head) -> int:
+    return integer_of(head, "unrouted") if "unrouted" in head else 0
 
 
 def _stat_of(head: Head) -> FileStat:

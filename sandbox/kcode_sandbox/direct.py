@@ -39,5 +39,8 @@ class DirectBackend:
     def guard(self) -> list[str]:
         return []
 
+    def evidence(self) -> None:
+        return None
+
     def tidy(self) -> None:
         """Nothing was left on the host."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,12 +209,3 @@ def _hold(folder: int, name: str) -> bool:
             return False
         return True
     return False
-
-
-def note_on(held: Iterable[str]) -> str:
-    """One sentence for whoever reads the command's output."""
-    names = ", ".join(held)
-    return (
-        f"[the sandbox renamed {names} (the name now ends in {SUFFIX}), since it would run or steer programs outside; "
-        "tell the user if it is wanted]"
-    )

@@ -16,6 +16,7 @@ from kcode_sandbox.connection import Connection
 from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxUnavailableError
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, object_of
+from kcode_sandbox.watch import Evidence
 
 HELLO_TIMEOUT_S = 20.0
 PACKAGE = Path(__file__).resolve().parent
@@ -56,6 +57,10 @@ class Backend(Protocol):
 
     def guard(self) -> list[str]:
         """Hold what a command made that would run on the host; its names, relative to the workspace. Blocks; thread-safe."""
+        ...
+
+    def evidence(self) -> Evidence | None:
+        """What tells which rule stopped a command; None where there are no walls."""
         ...
 
     def tidy(self) -> None:

@@ -49,12 +49,24 @@ class Target:
     first: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Denial:
+    """`asked` is the host and port, `rule` why it was refused."""
+
+    asked: str
+    rule: str
+
+
 @dataclass(slots=True)
 class Record:
     """What was asked for, newest last."""
 
     allowed: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    denials: list[Denial] = field(default_factory=list)
+
+    @property
+    def refused(self) -> list[str]:
+        return [denial.asked for denial in self.denials]
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -77,6 +89,10 @@ class Proxy:
     async def start(self, path: Path) -> None:
         """Listen on the Unix socket `path`."""
         self._server = await asyncio.start_unix_server(self._accept, path)
+
+    def allow(self, rules: Sequence[HostRule]) -> None:
+        """In force from the next request on."""
+        self._rules = tuple(rules)
 
     def close(self) -> None:
         """Stop listening and cut what is open."""
@@ -108,15 +124,15 @@ class Proxy:
         """Connected to the target. Raises Refused."""
         asked = f"{target.host}:{target.port}"
         if not allows(self._rules, target.host, target.port):
-            self.record.refused.append(asked)
             allowed = ", ".join(map(str, self._rules)) or "nothing"
+            self.record.denials.append(Denial(asked, f"only {allowed} can be reached in this sandbox"))
             raise Refused(403, f"{asked} is not on this sandbox's list of hosts ({allowed}); ask the user to allow it")
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 addresses = await self._resolve(target.host, target.port)
                 private = [address for address in addresses if not is_public(address)]
                 if private or not addresses:
-                    self.record.refused.append(asked)
+                    self.record.denials.append(Denial(asked, "only addresses of the internet can be reached in this sandbox"))
                     raise Refused(403, f"{asked} is {private or 'nowhere'}, no address of the internet")
                 streams = await self._dial(addresses[0], target.port)
         except TimeoutError as error:

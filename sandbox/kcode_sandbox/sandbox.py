@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kcode_sandbox.policy import Policy
+from kcode_sandbox.violation import Violation
 
 OnOutput = Callable[[bytes], None]
 
@@ -50,6 +51,8 @@ class ExecResult:
     duration_s: float
     held: tuple[str, ...] = ()
     """What the command made in the workspace and what was renamed, since it would run outside; see guard.py."""
+    violations: tuple[Violation, ...] = ()
+    """What the walls stopped; what was held is among it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,8 @@ class ShellResult:
     duration_s: float
     cwd: str
     held: tuple[str, ...] = ()
+    """As for ExecResult."""
+    violations: tuple[Violation, ...] = ()
     """As for ExecResult."""
 
 

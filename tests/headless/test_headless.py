@@ -63,6 +63,7 @@ def test_json_is_one_document(program: Program, inside: Inside, fixing: Replies)
         "sandbox": document["sandbox"],
         "exit_code": 0,
         "attempts": 1,
+        "violations": [],
     }
     assert (stdout.count("\n"), stderr) == (1, "")
 
@@ -192,3 +193,15 @@ def test_two_runs_in_one_folder_at_once_both_finish(program: Program) -> None:
         process.communicate(timeout=TIMEOUT_S)
     assert [process.returncode for process in both] == [0, 0]
     assert len(program.transcripts()) == 2
+
+
+def test_what_the_sandbox_stopped_is_told_to_model_user_and_machine(program: Program) -> None:
+    look = {"name": "bash", "arguments": {"command": "cat /home/nobody-has-this-name/.netrc"}}
+    model = program.script({"calls": [look]}, {"text": "Done."})
+    done = program.run("-p", "Look", "-m", model, "--output-format", "stream-json", KCODE_SANDBOX="workspace-write")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    stopped = [line for line in lines if line.get("subtype") == "violation"]
+    assert [(line["kind"], line["what"]) for line in stopped] == [("read", "/home/nobody-has-this-name/.netrc")]
+    result = next(line for line in lines if line["type"] == "user")["message"]["content"][0]["content"]
+    assert result.count("[sandbox: ") == 1
+    assert [violation["kind"] for violation in lines[-1]["violations"]] == ["read"]

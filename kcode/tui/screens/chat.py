@@ -18,7 +18,7 @@ from textual.screen import Screen
 from textual.widgets import Static, TextArea
 
 from kcode.errors import KcodeError, ModelNotFound
-from kcode.events import CallFinished, Event, Notice, Prefill, StepFinished, TurnFinished
+from kcode.events import CallFinished, Event, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
 from kcode.tui.commands import looks_like_command, matching, parsed
 from kcode.tui.context_count import ContextCount
@@ -35,6 +35,7 @@ from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from kcode.approval import ApprovalMode, Question, Reply
+    from kcode_sandbox.violation import Violation
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
 QUIT_WINDOW_S = 2.0
@@ -70,7 +71,10 @@ class ChatScreen(Screen[None]):
         self._conversation = Conversation(
             sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
         )
-        self._actions = Actions(self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session)
+        self._stopped: list[Violation] = []
+        self._actions = Actions(
+            self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session, self._stopped
+        )
         self._count = ContextCount(self._conversation, self._tell_facts)
         self._quit_armed_at = 0.0
         self._may_open = False
@@ -198,6 +202,7 @@ class ChatScreen(Screen[None]):
             self._may_open = True
             self._activity.tell(self._hint())
         if replaces:
+            self._stopped.clear()
             self._show_session()
         else:
             self._present_session()
@@ -255,6 +260,9 @@ class ChatScreen(Screen[None]):
                     self._count.soon()
             case CallFinished() | Notice(level="info"):
                 self._count.soon()
+            case SandboxViolation(violation=violation):
+                self._stopped.append(violation)
+                self._tell_facts()
             case _:
                 pass
 
@@ -290,5 +298,6 @@ class ChatScreen(Screen[None]):
                 elapsed_s=before.elapsed_s if elapsed_s is None else elapsed_s,
                 sandbox=session.sandbox_description if session else "",
                 approval=session.approval_mode if session else self._launch.approval_mode,
+                violations=len(self._stopped),
             )
         )

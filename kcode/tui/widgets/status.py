@@ -25,6 +25,8 @@ class Facts:
     elapsed_s: float = 0.0
     sandbox: str = ""
     approval: str = ""
+    violations: int = 0
+    """How often the sandbox stopped something."""
 
 
 class Status(Widget):
@@ -65,6 +67,8 @@ def status_text(facts: Facts, width: int, look: Look) -> Text:
     if facts.sandbox:
         shown = " · ".join(sandbox) if width >= 130 else short_sandbox
         parts.append((3, Text(f"{'⚠' if unsafe else '▣'} {shown}", look.bad if unsafe else look.dim)))
+    if facts.violations:
+        parts.append((3, Text(f"⊘ {facts.violations} stopped", look.warning)))
     if facts.approval:
         parts.append((4, Text(f"{facts.approval}", look.dim)))
     while len(parts) > 1 and sum(text.cell_len for _, text in parts) + 3 * (len(parts) - 1) > width:

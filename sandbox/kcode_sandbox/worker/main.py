@@ -33,6 +33,7 @@ from kcode_sandbox.worker.events import Events, Reader, Writer
 from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_descendants, prctl
 from kcode_sandbox.worker.relay import proxy_variables, start_relay
+from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
 
 # Live output is for the eye: while the client is this far behind, chunks are left out (the result still has them).
@@ -57,6 +58,7 @@ class Worker:
         self._commands: dict[int, Command | AttachedCommand] = {}
         self._stdio: Stdio | None = None
         self._shell: Shell | None = None
+        self._routes = Routes()
         self._results: deque[bytes] = deque()
         wake_fd, self._wake_fd = os.pipe()
         Reader(self._events, wake_fd, self._on_wake, self._events.stop)
@@ -113,6 +115,8 @@ class Worker:
         fence = landlock.fence(texts_of(head, "fence")) if head.get("fence") else 0
         if head.get("proxy"):
             self._environment |= proxy_variables(start_relay(text_of(head, "proxy")))
+        if flag_of(head, "own_network"):
+            self._routes.watch()
         _limit(object_of(head, "limits"))
         self._stdio = _stdio_of(object_of(head, "stdio"))
         facts = selfcheck.look_around(object_of(head, "check")) | {"landlock": fence}
@@ -157,7 +161,7 @@ class Worker:
     def _exec(self, number: int, head: Head, body: bytes) -> None:
         def done(reply: Head, output: bytes) -> None:
             self._commands.pop(number, None)
-            self._reply(number, reply, output)
+            self._reply(number, {**reply, "unrouted": self._routes.new()}, output)
 
         def failed(failure: FileFailure) -> None:
             self._commands.pop(number, None)
@@ -204,7 +208,7 @@ class Worker:
             wait_s=number_of(head, "wait_s"),
             max_output=integer_of(head, "max_output"),
             on_chunk=self._chunk_sink(number, head),
-            on_done=lambda reply, output: self._reply(number, reply, output),
+            on_done=lambda reply, output: self._reply(number, {**reply, "unrouted": self._routes.new()}, output),
         )
         self._shell.handle(text_of(head, "action"), request, text_of(head, "job_id"))
 
