@@ -12,7 +12,8 @@ from kcode.messages import ToolCall
 from kcode.tools.tool import Access
 
 ApprovalMode = Literal["plan", "ask", "auto"]
-Answer = Literal["allow", "allow-always", "deny"]
+Answer = Literal["allow", "allow-session", "allow-always", "deny"]
+"""Of a call, "allow-always" is for the session; of a grant, "allow" is for the turn and "allow-always" is kept for the folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class Question:
     access: Access
     summary: str
     reason: str
+    is_grant: bool = False
+    """Not whether a call may run, but whether the sandbox is to be opened for something."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,6 @@ class Approval:
         if reply.answer == "deny":
             said = f" The user said: {reply.text}" if reply.text else ""
             return Verdict(False, f"Not run: the user denied {question.summary}.{said}")
-        if reply.answer == "allow-always" and remember:
+        if reply.answer in {"allow-session", "allow-always"} and remember:
             self._always.add(question.call.name)
         return Verdict(True)

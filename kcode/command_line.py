@@ -67,6 +67,8 @@ def commands() -> None:
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
 @click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
 @click.option("--network", metavar="off|on|HOSTS", help="What commands may reach (default off); HOSTS: a.org,*.b.net:8443.")
+@click.option("--add-dir", metavar="DIR", multiple=True, help="Another folder that commands may write.")
+@click.option("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
 @click.option("--approval-mode", metavar="MODE", help="plan, ask or auto (default: ask on a screen, auto headless).")
 @click.option("-y", "--yolo", is_flag=True, help="The same as --approval-mode auto.")
 @click.option("--profile", metavar="NAME", help="auto (default), small or standard: how the model is driven.")
@@ -91,6 +93,8 @@ def agent(
     folder: str,
     sandbox: str | None,
     network: str | None,
+    add_dir: tuple[str, ...],
+    read_dir: tuple[str, ...],
     approval_mode: str | None,
     yolo: bool,
     profile: str | None,
@@ -112,6 +116,8 @@ def agent(
         "base_url": base_url,
         "sandbox": sandbox,
         "network": network,
+        "add_dir": ":".join(add_dir) or None,
+        "read_dir": ":".join(read_dir) or None,
         "approval_mode": "auto" if yolo else approval_mode,
         "profile": profile,
         "max_turns": max_turns,

@@ -13,6 +13,8 @@ from kcode.approval import Approval, ApprovalMode, Asker
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import ConfigError, SandboxUnavailable
+from kcode.events import Notice
+from kcode.grants import Grant, Grants, standing_grants, widened
 from kcode.guided.drive import Guided
 from kcode.loop import work
 from kcode.messages import system
@@ -21,7 +23,7 @@ from kcode.models.http import HttpModel
 from kcode.models.local import EngineOptions, LocalModel
 from kcode.models.openai_wire import Writing
 from kcode.models.scripted import ScriptedModel, read_script
-from kcode.paths import Paths
+from kcode.paths import Paths, folders_of
 from kcode.profiles import Profile, choose_profile, limits_for, sampling_for
 from kcode.project import in_project
 from kcode.session import Equipment, Session
@@ -95,14 +97,23 @@ def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:
     return Guided(sandbox, seed).drive if profile.guided else work
 
 
-async def open_policy(settings: Settings, workspace: Path) -> Sandbox:
+async def open_policy(settings: Settings, workspace: Path, grants: Sequence[Grant] = ()) -> Sandbox:
     """The started sandbox for these settings. Raises SandboxUnavailable."""
     environment = tuple(sorted(clean_environment(os.environ).items()))
     try:
         network, hosts = parse_network(settings.network)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    policy = Policy(workspace, profile=settings.sandbox, network=network, hosts=hosts, environment=environment)
+    policy = Policy(
+        workspace,
+        profile=settings.sandbox,
+        network=network,
+        hosts=hosts,
+        readable=folders_of("--read-dir", settings.read_dir),
+        writable=folders_of("--add-dir", settings.add_dir),
+        environment=environment,
+    )
+    policy = widened(policy, grants)
     try:
         sandbox = open_sandbox(policy)
         await sandbox.start()
@@ -160,12 +171,17 @@ class Sessions:
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
         settings, notices = in_project(settings, self._workspace, self._paths)
         chosen = choose_model(settings, self._paths)
-        sandbox = await open_policy(settings, self._workspace)
+        standing = standing_grants(self._paths, self._workspace)
+        if standing and settings.sandbox != "danger-full-access":
+            listed = ", ".join(map(str, standing))
+            notices += (Notice("info", f"granted earlier for this folder: {listed}; see kcode sandbox grants"),)
+        sandbox = await open_policy(settings, self._workspace, standing)
         try:
             if not chosen.model.name:
                 await chosen.model.start()
             profile = choose_profile(settings, chosen.model.name, local=chosen.local, file_bytes=chosen.file_bytes)
-            tools = build_tools(sandbox, profile.tools, chosen.model)
+            grants = Grants(sandbox, self._paths, ask, Path.home().resolve())
+            tools = build_tools(sandbox, profile.tools, chosen.model, grants.decide)
             checkpoints = Checkpoints(self._workspace, self._paths.checkpoints(self._workspace))
             mode: ApprovalMode = settings.approval_mode or self._default_mode
             equipment = Equipment(
@@ -180,6 +196,7 @@ class Sessions:
                 approval=Approval(mode, ask, checkpoints.is_dirty),
                 checkpoints=checkpoints,
                 notices=notices,
+                grants=grants,
             )
             if transcript is None:
                 transcript = create(folder, self._workspace, kcode.__version__)

@@ -105,6 +105,17 @@ def make_private(folder: Path) -> Path:
     return folder
 
 
+def folders_of(option: str, text: str) -> tuple[Path, ...]:
+    """Folders with ":" between them, links resolved. Raises StartError naming one that is none."""
+    found: list[Path] = []
+    for name in filter(None, text.split(":")):
+        path = Path(name).expanduser().resolve()
+        if not path.is_dir():
+            raise StartError(f"{option} {name}: there is no such folder")
+        found.append(path)
+    return tuple(found)
+
+
 def check_workspace(folder: Path) -> Path:
     """`folder` as a workspace: absolute, links resolved. Raises StartError when it is no folder."""
     try:

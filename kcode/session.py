@@ -17,6 +17,7 @@ from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
+from kcode.grants import Grants
 from kcode.loop import RunningTurn
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
@@ -44,6 +45,7 @@ class Equipment:
     driver: Driver
     approval: Approval
     checkpoints: Checkpoints | None
+    grants: Grants | None = None
     notices: tuple[Notice, ...] = ()
     """What the user is to know before the first turn."""
 
@@ -145,6 +147,8 @@ class Session:
             self._running = None
             if not ended:
                 self._end(turn.finished)
+            if self._equipment.grants is not None:
+                await self._equipment.grants.end_turn()
 
     def steer(self, text: str) -> bool:
         """Say something to the running turn: the model reads it after the current step. False when no turn is running."""

@@ -29,6 +29,8 @@ class Settings:
     api_key_env: the environment variable that holds the server's key; the key itself is never a setting.
     profile: how the model is driven; auto chooses by the model's name and size.
     sandbox: what commands may do with files. network: off, on, or the hosts they may reach ("example.org,*.example.net:8443").
+    add_dir, read_dir: further folders that commands may write or read, with ":" between them.
+    redaction: whether keys are taken out of what a model is sent; auto does it for servers that are not on this network.
     approval_mode: plan, ask or auto; empty is ask on a screen and auto headless.
     max_turns, max_tokens, time_limit_s: bounds of one turn: model calls, sampled tokens, seconds; 0 is the profile's own.
     max_answer_tokens: bound of one answer; 0 is the profile's own.
@@ -49,6 +51,9 @@ class Settings:
     profile: Literal["auto", "small", "standard"] = "auto"
     sandbox: Literal["read-only", "workspace-write", "danger-full-access"] = "workspace-write"
     network: str = "off"
+    add_dir: str = ""
+    read_dir: str = ""
+    redaction: Literal["auto", "on", "off"] = "auto"
     approval_mode: Literal["", "plan", "ask", "auto"] = ""
     max_turns: int = 0
     max_tokens: int = 0

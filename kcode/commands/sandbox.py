@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 
 from kcode.errors import SandboxFailed, SandboxUnavailable, StartError
+from kcode.grants import standing_grants, store_grants, stored_grants, widened
+from kcode.paths import find_paths
 from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.errors import FileError, SandboxError, SandboxUnavailableError
 from kcode_sandbox.policy import Policy, Profile, parse_network
@@ -104,12 +106,37 @@ def explain_command(profile: Profile, network: str, folder: str, as_json: bool) 
     """
     from kcode_sandbox.explain import explain
 
-    explanation = asyncio.run(explain(policy_of(folder, profile, network, (), ())))
+    policy = policy_of(folder, profile, network, (), ())
+    standing = standing_grants(find_paths(), policy.workspace)
+    explanation = asyncio.run(explain(widened(policy, standing)))
     if as_json:
-        click.echo(json.dumps(explanation.document, indent=2))
+        granted = [{"kind": grant.kind, "target": grant.target} for grant in standing]
+        click.echo(json.dumps({**explanation.document, "grants": granted}, indent=2))
     else:
         for heading, lines in explanation.sections:
             click.secho(heading, bold=True, fg="red" if heading == "no sandbox" else None)
             for line in lines:
                 click.echo(f"  {line}")
+        if standing:
+            click.secho("granted always in this folder, by you (kcode sandbox grants)", bold=True)
+            for grant in standing:
+                click.echo(f"  {grant}")
     return 0 if explanation.stands else 1
+
+
+@command.command("grants")
+@click.option("--cd", "folder", metavar="DIR", default=".", help="The workspace.")
+@click.option("--remove", metavar="TARGET", help="Take back the grant of this host or folder; all takes back every one.")
+def grants_command(folder: str, remove: str | None) -> int:
+    """List what you granted always in DIR, or take it back."""
+    paths, workspace = find_paths(), _folder("--cd", folder)
+    granted = stored_grants(paths, workspace)
+    if remove is None:
+        for grant in granted:
+            click.echo(grant)
+        return 0
+    kept = [grant for grant in granted if remove not in {"all", grant.target}]
+    if len(kept) == len(granted):
+        raise StartError(f"--remove {remove}: it is not granted in {workspace}; see kcode sandbox grants")
+    store_grants(paths, workspace, kept)
+    return 0

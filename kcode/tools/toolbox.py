@@ -16,6 +16,7 @@ from kcode.tools.glob import GlobTool
 from kcode.tools.grep import GrepTool
 from kcode.tools.outputs import Outputs
 from kcode.tools.read import ReadTool
+from kcode.tools.request_grant import Decide, RequestGrantTool, nobody
 from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.str_replace import StrReplaceTool
@@ -29,10 +30,10 @@ from kcode_sandbox.sandbox import Sandbox
 AnyTool = Tool[BaseModel]
 
 
-def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel) -> tuple[AnyTool, ...]:
+def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel, decide: Decide = nobody) -> tuple[AnyTool, ...]:
     """The named tools in that order, sharing what was read and where long outputs go. Raises ValueError for an unknown name.
 
-    `model` is the one that uses them.
+    `model` is the one that uses them; `decide` answers its requests to open the sandbox.
     """
     files = ReadFiles()
     outputs = Outputs(sandbox)
@@ -47,6 +48,7 @@ def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel) -> tup
         RunTestsTool(sandbox),
         GitTool(sandbox, outputs),
         ViewImageTool(sandbox, model),
+        RequestGrantTool(decide),
         FinishTool(),
     )
     known = {tool.name: cast("AnyTool", tool) for tool in tools}

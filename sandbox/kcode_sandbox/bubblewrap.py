@@ -9,7 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kcode_sandbox.cgroup import Group, make_group
@@ -178,7 +178,7 @@ class BubblewrapBackend:
         self._git = Protection()
         self._group = Group()
         self._facts: Head = {}
-        self._guard: Guard | None = None
+        self._guards: list[Guard] = []
         self._sweeping = threading.Lock()
         self._evidence: Evidence | None = None
 
@@ -210,7 +210,9 @@ class BubblewrapBackend:
         around = survey(policy, home)
         if policy.profile == "workspace-write":
             self._git = protect(policy.workspace)
-            self._guard = Guard(policy.workspace, frozenset(self._git.known))
+            for folder in policy.writable:
+                self._git.add(protect(folder))
+            self._guards = [Guard(folder, frozenset(self._git.known)) for folder in (policy.workspace, *policy.writable)]
         else:
             self._git.sockets = sockets_below(policy.workspace)
         self._group = make_group(policy.limits.processes, policy.limits.memory_bytes)
@@ -265,7 +267,16 @@ class BubblewrapBackend:
     def guard(self) -> list[str]:
         """Blocks for the time of a walk through the workspace."""
         with self._sweeping:
-            return self._guard.sweep() if self._guard is not None else []
+            names = [guard.sweep() for guard in self._guards]
+        # Those of other folders than the workspace are named whole.
+        others = [str(guard.workspace / name) for guard, found in zip(self._guards[1:], names[1:], strict=True) for name in found]
+        return [*(names[0] if names else []), *others]
+
+    def adapt(self, before: Policy, policy: Policy) -> bool:
+        if self.way_out is None or not policy.hosts or replace(before, hosts=policy.hosts) != policy:
+            return False
+        self.way_out.proxy.allow(policy.hosts)
+        return True
 
     def evidence(self) -> Evidence | None:
         return self._evidence

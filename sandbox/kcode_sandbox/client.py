@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from kcode_sandbox.connection import Connection
-from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxError
+from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxError, SandboxUnavailableError
 from kcode_sandbox.guard import HELD_NAMES
 from kcode_sandbox.launch import Backend
 from kcode_sandbox.policy import Policy
@@ -144,6 +144,30 @@ class WorkerSandbox:
             self._shell = WorkerShell(self._live, self._watch, self._policy.limits.output_bytes)
         return self._shell
 
+    async def change(self, policy: Policy) -> bool:
+        before = self._policy
+        if self._connection is None or policy == before or self._backend.adapt(before, policy):
+            self._hold(policy)
+            return False
+        # Asked before anything is closed: what the shell is to have again.
+        state = await self._shell.state() if self._shell is not None else b""
+        async with self._reviving:
+            await self._connection.close()
+            self._backend.tidy()
+            try:
+                self._connection = await self._backend.launch(policy)
+                self._hold(policy)
+            except SandboxUnavailableError:
+                self._connection = await self._backend.launch(before)
+                raise
+        if self._shell is not None:
+            await self._shell.adopt(state)
+        return True
+
+    def _hold(self, policy: Policy) -> None:
+        self._policy = policy
+        self._watch.policy = policy
+
     async def close(self) -> None:
         connection, self._connection, self._shell = self._connection, None, None
         if connection is not None:
@@ -214,6 +238,14 @@ class WorkerShell:
     async def restart(self) -> None:
         """End every command and job; the folder stays, exported variables are gone."""
         await ask(await self._live(), self._request("restart", 0.0, None), END_TIMEOUT_S)
+
+    async def state(self) -> bytes:
+        """Its folder and what it exported, for `adopt`."""
+        return (await ask(await self._live(), self._request("state", 0.0, None), END_TIMEOUT_S))[1]
+
+    async def adopt(self, state: bytes) -> None:
+        """Begin as another shell stood."""
+        await ask(await self._live(), self._request("adopt", 0.0, None), END_TIMEOUT_S, state)
 
     async def _watched(self, result: ShellResult, head: Head) -> ShellResult:
         result = await asyncio.to_thread(self._watch.over_shell, result, _unrouted(head))

@@ -39,6 +39,9 @@ class DirectBackend:
     def guard(self) -> list[str]:
         return []
 
+    def adapt(self, before: Policy, policy: Policy) -> bool:
+        return True
+
     def evidence(self) -> None:
         return None
 

@@ -59,6 +59,10 @@ class Backend(Protocol):
         """Hold what a command made that would run on the host; its names, relative to the workspace. Blocks; thread-safe."""
         ...
 
+    def adapt(self, before: Policy, policy: Policy) -> bool:
+        """Hold `policy` in the running sandbox; False when that takes a new launch."""
+        ...
+
     def evidence(self) -> Evidence | None:
         """What tells which rule stopped a command; None where there are no walls."""
         ...

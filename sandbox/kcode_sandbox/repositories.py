@@ -36,6 +36,15 @@ class Protection:
     """Git folders, and files and folders that steer programs, which were there before; see guard.py."""
     locks: list[tuple[Path, int]] = field(default_factory=list)
 
+    def add(self, other: Protection) -> None:
+        """Protect what `other` does as well; parents still come first."""
+        self.pinned = sorted({*self.pinned, *other.pinned}, key=lambda path: (len(path.parts), path))
+        self.readonly = sorted({*self.readonly, *other.readonly}, key=lambda path: (len(path.parts), path))
+        self.shared += other.shared
+        self.sockets += other.sockets
+        self.known |= other.known
+        self.locks += other.locks
+
     def release(self) -> None:
         """Remove placeholders nobody else uses."""
         for path, fd in self.locks:

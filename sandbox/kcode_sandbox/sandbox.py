@@ -138,6 +138,14 @@ class Sandbox(Protocol):
         """The session's shell, started at first use."""
         ...
 
+    async def change(self, policy: Policy) -> bool:
+        """Hold `policy` from now on; whether everything inside was ended and started anew for it.
+
+        The shell keeps its folder and what it exported, background jobs end. When the walls for it cannot be built the old
+        policy stays and SandboxUnavailableError is raised.
+        """
+        ...
+
     async def close(self) -> None:
         """End everything inside. Idempotent; nothing survives."""
         ...

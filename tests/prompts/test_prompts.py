@@ -20,7 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = ROOT / "tests" / "snapshots" / "model_texts.md"
 TEXTS = ROOT / "prompts" / "kcode_prompts"
 VALUES = {"workspace": "/project", "sandbox": "bubblewrap · workspace-write · network off"}
-NAMES = ("read", "grep", "glob", "str_replace", "create", "rewrite_function", "bash", "run_tests", "git", "view_image", "finish")
+NAMES = (
+    "read",
+    "grep",
+    "glob",
+    "str_replace",
+    "create",
+    "rewrite_function",
+    "bash",
+    "run_tests",
+    "git",
+    "view_image",
+    "request_grant",
+    "finish",
+)
 
 
 MODEL = ScriptedModel(Script())

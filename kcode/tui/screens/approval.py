@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from rich.text import Text
@@ -11,17 +12,28 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from kcode.approval import Question, Reply
+from kcode.approval import Answer, Question, Reply
 from kcode.tui.clean import clean, one_line
 from kcode.tui.preview import draw_call
 from kcode.tui.theme import look_of
 from kcode.tui.widgets.sheet import Sheet
 
-CHOICES = ("Allow once", "Allow {name} for this session", "Deny, and say why")
+DENY = "Deny, and say why"
+CHOICES: Sequence[tuple[str, Answer]] = (
+    ("Allow once", "allow"),
+    ("Allow {name} for this session", "allow-always"),
+    (DENY, "deny"),
+)
+GRANT_CHOICES: Sequence[tuple[str, Answer]] = (
+    ("Allow until this turn ends", "allow"),
+    ("Allow for this session", "allow-session"),
+    ("Allow always in this folder", "allow-always"),
+    (DENY, "deny"),
+)
 
 
 class ApprovalScreen(ModalScreen[Reply]):
-    """Ends with a Reply. Escape denies; nothing but 1, Enter on the first choice, or 2 allows."""
+    """Ends with a Reply. Escape denies; nothing but a choice that says so allows."""
 
     DEFAULT_CSS = """
     ApprovalScreen {
@@ -44,6 +56,7 @@ class ApprovalScreen(ModalScreen[Reply]):
         Binding("1", "choose(0)", show=False),
         Binding("2", "choose(1)", show=False),
         Binding("3", "choose(2)", show=False),
+        Binding("4", "choose(3)", show=False),
         Binding("up", "move(-1)", show=False),
         Binding("down,tab", "move(1)", show=False),
         Binding("enter", "choose_marked", show=False),
@@ -55,6 +68,7 @@ class ApprovalScreen(ModalScreen[Reply]):
     def __init__(self, question: Question) -> None:
         super().__init__()
         self._question = question
+        self._choices = GRANT_CHOICES if question.is_grant else CHOICES
         self._marked = 0
 
     def compose(self) -> ComposeResult:
@@ -66,18 +80,22 @@ class ApprovalScreen(ModalScreen[Reply]):
 
     def on_mount(self) -> None:
         look = look_of(self.app.theme_variables)
-        head = Text.assemble(("? Allow ", look.warning), (one_line(self._question.summary), look.bold))
+        head = Text.assemble(
+            ("? Open the sandbox for " if self._question.is_grant else "? Allow ", look.warning),
+            (one_line(self._question.summary), look.bold),
+        )
         head.append(f"\n  {clean(self._question.reason)}" if self._question.reason else "", look.dim)
         self.query_one("#approval-head", Static).update(head)
         self.query_one(Sheet).can_focus = False
         self._mark(0)
 
     def action_choose(self, number: int) -> None:
+        if number >= len(self._choices):
+            return
         self._mark(number)
-        if number == 0:
-            self.dismiss(Reply("allow"))
-        elif number == 1:
-            self.dismiss(Reply("allow-always"))
+        answer = self._choices[number][1]
+        if answer != "deny":
+            self.dismiss(Reply(answer))
         else:
             field = self.query_one(Input)
             field.display = True
@@ -87,7 +105,7 @@ class ApprovalScreen(ModalScreen[Reply]):
         self.action_choose(self._marked)
 
     def action_move(self, step: int) -> None:
-        self._mark((self._marked + step) % len(CHOICES))
+        self._mark((self._marked + step) % len(self._choices))
 
     def action_deny(self) -> None:
         self.dismiss(Reply("deny"))
@@ -104,7 +122,7 @@ class ApprovalScreen(ModalScreen[Reply]):
         self._marked = number
         look = look_of(self.app.theme_variables)
         text = Text()
-        for at, choice in enumerate(CHOICES):
+        for at, (choice, _) in enumerate(self._choices):
             here = at == number
             text.append("❯ " if here else "  ", look.accent)
             text.append(f"{at + 1} {choice.format(name=self._question.call.name)}\n", look.bold if here else look.text)

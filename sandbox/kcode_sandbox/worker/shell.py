@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from kcode_sandbox.protocol import Head
 from kcode_sandbox.worker.events import Events, Timer
 from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.output import Capture
+from kcode_sandbox.worker.relay import proxy_variables
 from kcode_sandbox.worker.terminal import Terminal
 
 INTERRUPT_S = 1.5
@@ -162,6 +164,11 @@ class Shell:
         elif action == "restart":
             self._restart()
             request.on_done({}, b"")
+        elif action == "state":
+            request.on_done({}, os.fsencode(self._cwd) + b"\0" + self._state)
+        elif action == "adopt":
+            self._adopt(request.text)
+            request.on_done({}, b"")
         elif action == "resize":
             rows, _, columns = request.text.partition(b" ")
             for run in self._runs():
@@ -218,6 +225,18 @@ class Shell:
         self._cwd = run.cwd
         if run.terminal.saved_state:
             self._state = run.terminal.saved_state
+
+    def _adopt(self, text: bytes) -> None:
+        """Begin as the shell of another worker stood, but for the way out, which is this one's own."""
+        cwd, _, state = text.partition(b"\0")
+        if os.path.isdir(cwd):
+            self._cwd = os.fsdecode(cwd)
+        if state:
+            own = (
+                f"export {name}={shlex.quote(self._environment[name])}" if name in self._environment else f"unset {name}"
+                for name in proxy_variables(0)
+            )
+            self._state = state + os.fsencode("\n" + "\n".join(own) + "\n")
 
     def _restart(self) -> None:
         """End every terminal and forget what they had exported; the folder is kept."""
