@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +51,7 @@ class ChosenModel:
     file_bytes: int = 0
 
 
-def choose_model(settings: Settings, paths: Paths) -> ChosenModel:
+def choose_model(settings: Settings, paths: Paths, on_redacted: Callable[[str], None] | None = None) -> ChosenModel:
     """The model the settings name. Raises StartError (ModelNotFound with the command that installs one)."""
     if settings.model.startswith(SCRIPTED):
         script = read_script(Path(settings.model.removeprefix(SCRIPTED)))
@@ -58,7 +59,15 @@ def choose_model(settings: Settings, paths: Paths) -> ChosenModel:
     if settings.base_url:
         writing = Writing(settings.thinking, settings.thinking_retention)
         key, variable = settings.api_key, settings.api_key_env
-        model = HttpModel(settings.base_url, settings.model, key, variable, writing=writing)
+        model = HttpModel(
+            settings.base_url,
+            settings.model,
+            key,
+            variable,
+            writing=writing,
+            redaction=settings.redaction,
+            on_redacted=on_redacted,
+        )
         return ChosenModel(model, settings.model, local=False)
     from kcode.commands.models import installed_model
 
@@ -169,8 +178,9 @@ class Sessions:
         ]
 
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
+        late: deque[str] = deque()
         settings, notices = in_project(settings, self._workspace, self._paths)
-        chosen = choose_model(settings, self._paths)
+        chosen = choose_model(settings, self._paths, late.append)
         standing = standing_grants(self._paths, self._workspace)
         if standing and settings.sandbox != "danger-full-access":
             listed = ", ".join(map(str, standing))
@@ -197,6 +207,7 @@ class Sessions:
                 checkpoints=checkpoints,
                 notices=notices,
                 grants=grants,
+                late=late,
             )
             if transcript is None:
                 transcript = create(folder, self._workspace, kcode.__version__)

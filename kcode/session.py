@@ -6,7 +6,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,8 @@ class Equipment:
     approval: Approval
     checkpoints: Checkpoints | None
     grants: Grants | None = None
+    late: deque[str] = field(default_factory=deque)
+    """What came up meanwhile and the user is to know; told with the next event."""
     notices: tuple[Notice, ...] = ()
     """What the user is to know before the first turn."""
 
@@ -142,6 +144,8 @@ class Session:
                     if isinstance(event, TurnFinished):
                         self._end(event)
                         ended = True
+                    while self._equipment.late:
+                        yield Notice("warning", self._equipment.late.popleft())
                     yield event
         finally:
             self._running = None

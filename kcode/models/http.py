@@ -6,8 +6,9 @@ import asyncio
 import ipaddress
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -17,6 +18,7 @@ from kcode.messages import Message
 from kcode.model import ModelEvent, ModelRequest, ToolSpec
 from kcode.models import sse
 from kcode.models.openai_wire import AS_TRAINED, Answer, WireError, Writing, encode_request, error_text_of
+from kcode.models.redact import redacted_message
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +75,10 @@ class HttpModel:
         key_variable: str,
         first_delay_s: float = FIRST_DELAY_S,
         writing: Writing = AS_TRAINED,
+        redaction: str = "auto",
+        on_redacted: Callable[[str], None] | None = None,
     ) -> None:
+        """`redaction` as the setting says; `on_redacted` is told once, at the first key taken out."""
         url = httpx.URL(base_url)
         if url.scheme not in {"http", "https"} or not url.host:
             raise StartError(f"--base-url {base_url!r} is not an http(s) address, for example http://127.0.0.1:8000/v1")
@@ -87,6 +92,8 @@ class HttpModel:
         self._started = False
         # A server near by may be prefilling for minutes on its processor; one far away that says nothing is broken.
         self._idle_s = None if _is_near(url.host) else REMOTE_IDLE_S
+        self._redacts = redaction == "on" or (redaction == "auto" and not _is_near(url.host))
+        self._on_redacted = on_redacted
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, write=60.0)
         self._client = httpx.AsyncClient(headers=headers, timeout=timeout, trust_env=self._idle_s is not None)
@@ -132,6 +139,7 @@ class HttpModel:
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         if request.grammar is not None or request.prefix:
             raise ModelError(f"{self._base} cannot bind an answer to a grammar or prefix; use --profile standard")
+        request = self._without_keys(request)
         body = encode_request(request, self._name, native=False, writing=self._writing)
         first_call = sum(len(message.calls) for message in request.messages)
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -147,6 +155,16 @@ class HttpModel:
                 delay_s = self._delay_s(attempt, failed.delay_s)
                 log.warning("%s: %s; trying again in %.1f s", self._base, failed, delay_s)
                 await asyncio.sleep(delay_s)
+
+    def _without_keys(self, request: ModelRequest) -> ModelRequest:
+        if not self._redacts:
+            return request
+        pairs = [redacted_message(message) for message in request.messages]
+        kinds = sorted(frozenset[str]().union(*(found for _, found in pairs)))
+        if kinds and self._on_redacted is not None:
+            self._on_redacted(f"{', '.join(kinds)}: taken out of what is sent to {self._base} (redaction = off sends all)")
+            self._on_redacted = None
+        return replace(request, messages=tuple(message for message, _ in pairs))
 
     async def count_tokens(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...] = ()) -> int | None:
         return None
