@@ -38,21 +38,31 @@ class Ambiguous:
 def locate(text: str, old: str, new: str, *, replace_all: bool = False) -> Match | Ambiguous | Closest:
     """Find `old` in `text` (both with LF line ends). `old` is not empty."""
     places = occurrences(text, old)
-    if len(places) == 1:
+    if len(places) == 1 and not (old[0] in " \t" and is_within_indent(text, places[0])):
         return Match("exact", ((places[0], places[0] + len(old)),), new)
     if places and replace_all:
         return Match("exact", tuple((start, start + len(old)) for start in apart(places, len(old))), new)
-    if places:
+    if len(places) > 1:
         return Ambiguous("exact", tuple(text.count("\n", 0, start) + 1 for start in places))
+    return by_lines(text, old, new) or closest(text.removesuffix("\n").split("\n"), Pattern.of(old, new).old)
+
+
+def by_lines(text: str, old: str, new: str) -> Match | Ambiguous | None:
+    """The rungs below "exact"."""
+    if not old.strip():
+        return None
     lines = Lines.of(text)
     pattern = Pattern.of(old, new)
-    if old.strip():
-        found = climb(lines, pattern, None)
-        if found is None and (trimmed := pattern.without_blank_edges()) is not None:
-            found = climb(lines, trimmed, "blank lines")
-        if found is not None:
-            return found
-    return closest(lines.all, pattern.old)
+    found = climb(lines, pattern, None)
+    if found is None and (trimmed := pattern.without_blank_edges()) is not None:
+        found = climb(lines, trimmed, "blank lines")
+    return found
+
+
+def is_within_indent(text: str, start: int) -> bool:
+    """Whether only blanks stand before `start` in its line, and some do: what begins there says nothing of its depth."""
+    before = text[text.rfind("\n", 0, start) + 1 : start]
+    return bool(before) and not before.strip(" \t")
 
 
 def occurrences(text: str, old: str) -> list[int]:
@@ -207,28 +217,29 @@ def indent_changes(present: list[str], pattern: Pattern) -> Changes | None:
     """What turns the called indentation into the file's; None when nothing consistent does."""
     pairs = [(indent_of(called), indent_of(there)) for called, there in zip(pattern.old, present, strict=True) if called.strip()]
     called, there = pairs[0] if pairs else ("", "")
-    if not called and there and pattern.old[0].strip() and len(pairs) > 1 and all(one == other for one, other in pairs[1:]):
+    is_shorter = there != called and there.endswith(called)
+    if is_shorter and pattern.old[0].strip() and len(pairs) > 1 and all(one == other for one, other in pairs[1:]):
         # A first line that lost its indentation alone, as text does that was trimmed as a whole.
-        return Changes((Shift("", ""),), there)
+        return Changes((Shift("", ""),), (called, there))
     found = changes(pairs)
     return Changes(tuple(found)) if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Changes of indentation that explain the old lines; `first` is what the first line lacked beside them."""
+    """Changes of indentation that explain the old lines; `first` is the first line's, (called, there), if it differs alone."""
 
     of_lines: tuple[Shift | Rescale, ...]
-    first: str | None = None
+    first: tuple[str, str] | None = None
 
     def indents(self, pattern: Pattern, unit: str) -> list[str] | None:
         """The indentation of every new line; blank ones have none. None when it would be a guess."""
         new = [line for line in pattern.new if line.strip()]
         if self.first is not None and new and pattern.new[0].strip():
-            if indent_of(new[0]):
+            if indent_of(new[0]) != self.first[0]:
                 return None
             rest = adapted(self.of_lines, [indent_of(line) for line in new[1:]], unit)
-            kept = None if rest is None else [self.first, *rest]
+            kept = None if rest is None else [self.first[1], *rest]
         else:
             kept = adapted(self.of_lines, [indent_of(line) for line in new], unit)
         if kept is None:

@@ -6,8 +6,9 @@ import difflib
 from dataclasses import dataclass
 
 from kcode.tools.closest import Closest, closest, has_numbers
-from kcode.tools.ladder import Ambiguous, Match, Rung, locate
+from kcode.tools.ladder import Ambiguous, Match, Rung, by_lines, is_within_indent, locate
 from kcode.tools.refusal import Refusal
+from kcode.tools.syntax import introduced_faults
 from kcode.tools.textfile import TextFile
 from kcode.tools.truncate import numbered
 
@@ -43,17 +44,36 @@ def edit(content: TextFile, shown: str, old: str, new: str, *, replace_all: bool
     text = content.text
     match locate(text, old, new, replace_all=replace_all):
         case Match() as found:
-            spans = [piece for start, end in found.spans for piece in smallest(text, start, end, found.new)]
-            edited = content.replaced(spans)
-            if edited.text == text:
-                raise Refusal("this edit changes nothing: the file already has the new text")
-            first = text.count("\n", 0, found.spans[0][0]) + 1
-            last = first + max(found.new.removesuffix("\n").count("\n"), 0)
-            return Edited(edited, found.rung, len(found.spans), (first, last))
+            return applied(content, better_read(content, shown, found, old, new))
         case Ambiguous() as found:
             raise Refusal(ambiguity(text, found, shown))
         case Closest() as found:
             raise Miss(f"`old` is not in {shown}." + where(text, old, found))
+
+
+def applied(content: TextFile, found: Match) -> Edited:
+    text = content.text
+    edited = content.replaced([piece for start, end in found.spans for piece in smallest(text, start, end, found.new)])
+    if edited.text == text:
+        raise Refusal("this edit changes nothing: the file already has the new text")
+    first = text.count("\n", 0, found.spans[0][0]) + 1
+    last = first + max(found.new.removesuffix("\n").count("\n"), 0)
+    return Edited(edited, found.rung, len(found.spans), (first, last))
+
+
+def better_read(content: TextFile, shown: str, found: Match, old: str, new: str) -> Match:
+    """`found`, or for `old` without its indentation the reading that `new` is without it too, where only that is valid code.
+
+    To put `if y:`, newline, four blanks and `x = 1` for an `x = 1` that is indented means the whole two lines, indented.
+    """
+    text = content.text
+    ((start, _), *others) = found.spans
+    if found.rung != "exact" or others or "\n" not in new.strip("\n") or not is_within_indent(text, start):
+        return found
+    other = by_lines(text, old, new)
+    if not isinstance(other, Match) or not introduced_faults(shown, text, applied(content, found).content.text):
+        return found
+    return found if introduced_faults(shown, text, applied(content, other).content.text) else other
 
 
 def plain_ends(text: str) -> str:

@@ -24,7 +24,7 @@ STDLIB = (
     *("json/decoder", "json/encoder", "email/message", "email/header", "logging/config", "http/client", "http/cookies"),
     *("urllib/parse", "urllib/request", "xml/dom/minidom", "asyncio/tasks", "asyncio/queues", "concurrent/futures/thread"),
 )
-MAX_LINES = 900
+MAX_LINES = 1200
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def sources() -> list[Source]:
     found = [as_source(name, path.read_text(encoding="utf-8", errors="replace")) for path, name in paths]
     for entry in sorted(files("kcode_bench").joinpath("edit_sources").iterdir(), key=lambda entry: entry.name):
         found += [as_source(entry.name.removesuffix(".txt"), entry.read_text(encoding="utf-8"))] * 8
-    return [source for source in found if len(source.lines) >= 40]
+    return [source for source in found if 40 <= len(source.lines) <= MAX_LINES]
 
 
 def as_source(name: str, text: str) -> Source:
@@ -76,7 +76,7 @@ def as_source(name: str, text: str) -> Source:
     kept = [line.rstrip() for line in lines.split("\n")]
     while kept and not kept[-1]:
         kept.pop()
-    return Source(name, tuple(kept[:MAX_LINES]))
+    return Source(name, tuple(kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import codecs
 import random
 import textwrap
@@ -291,6 +292,32 @@ def trimmed_start(place: Place, rng: random.Random) -> Case:
     return replace(case, old=case.old.lstrip(" \t"), new=case.new.lstrip(" \t"))
 
 
+def one_line_wrapped(place: Place, rng: random.Random) -> Case:
+    """One line without its indentation, to be put under a condition that is written without it too."""
+    line = place.block[0]
+    indent = line[: len(line) - len(line.lstrip())]
+    data = "".join(line + "\n" for line in place.source.lines)
+    wrapped = [f"{indent}if enabled:", f"{indent}{place.unit}{line.lstrip()}"]
+    expected = "".join(line + "\n" for line in [*place.before, *wrapped, *place.block[1:], *place.after])
+    new = f"if enabled:\n{place.unit}{line.lstrip()}"
+    name = f"{place.source.name}:{place.first + 1}"
+    return Case(name, "indentation", data.encode(), line.lstrip(), new, expected.encode())
+
+
+def is_statement(block: list[str]) -> bool:
+    """Whether the first line is a whole statement within a function."""
+    try:
+        ast.parse(block[0].strip())
+    except SyntaxError:
+        return False
+    is_code = " = " in block[0] and len(block[0].split()) > 3 and not block[0].endswith((";", ","))
+    return (
+        block[0].startswith("    ")
+        and is_code
+        and not block[1].startswith(block[0][: len(block[0]) - len(block[0].lstrip())] + " ")
+    )
+
+
 def fragment(place: Place, rng: random.Random) -> Case:
     """A piece of a line, from its second word on."""
     case = as_case("exact", place, plain(place))
@@ -381,6 +408,7 @@ REPAIRABLE = (
     Recipe(without_last_end, share=1),
     Recipe(trimmed_start, indented),
     Recipe(fragment, share=1),
+    Recipe(one_line_wrapped, is_statement),
     Recipe(every_copy, share=1),
     Recipe(several_slips, share=3),
     Recipe(curly_and_shifted, lambda block: plain_quotes(block) and indented(block), share=2),

@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from kcode.tools.refusal import Refusal
 from kcode.tools.replacing import edit
@@ -73,9 +73,14 @@ def place_for(recipe: Recipe, all_sources: Sequence[Source], rng: random.Random)
 def outcome(case: Case) -> bytes | str:
     """The bytes after the edit, or the refusal's text, as the tool would give them."""
     try:
-        return edit(decode(case.data, "file"), "file", case.old, case.new, replace_all=case.replace_all).content.encode()
+        return edit(decode(case.data, "file"), file_name(case), case.old, case.new, replace_all=case.replace_all).content.encode()
     except Refusal as refusal:
         return str(refusal)
+
+
+def file_name(case: Case) -> str:
+    """With the suffix of the source, by which the language is known."""
+    return "file" + PurePosixPath(case.name.rpartition(":")[0]).suffix
 
 
 def judge(case: Case, result: bytes | str) -> Judged:
@@ -107,7 +112,7 @@ async def through_the_tool(cases: Sequence[Case]) -> list[Judged]:
             for number, case in enumerate(cases):
                 files = ReadFiles()
                 tool = StrReplaceTool(sandbox, files)
-                path = workspace / f"{number}.txt"
+                path = workspace / f"{number}{file_name(case)}"
                 path.write_bytes(case.data)
                 files.note(str(path), digest(case.data if case.seen is None else case.seen))
                 arguments = StrReplaceArguments(path=path.name, old=case.old, new=case.new, replace_all=case.replace_all)

@@ -148,8 +148,8 @@ def test_other_units_are_told_from_a_shift_by_the_steps_of_the_file() -> None:
     text = "def f():\n    if x:\n        a()\n    return 1\n"
     # Two columns for four: the new line goes one level deeper, not two columns.
     assert edited(text, "  if x:\n", "  if y:\n    b()\n")[1] == text.replace("if x:", "if y:\n        b()")
-    # Moved by two: the same two lines already step by four.
-    assert edited(text, "  if x:\n", "  if y:\n      b()\n")[1] == text.replace("if x:", "if y:\n        b()")
+    text = "if x:\n  f()\n  if y:\n    g()\n"
+    assert edited(text, "if y:  \n", "if z:\n  h()\n")[1] == text.replace("if y:", "if z:\n    h()")
 
 
 def test_overlapping_copies_are_two_places() -> None:
