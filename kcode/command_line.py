@@ -181,8 +181,17 @@ def _show_screen(first_message: str, resume: str | None, folder: str, flags: dic
     from kcode.commands.screen import show
 
     settings, workspace, paths = _prepare(folder, flags)
+    if settings.sandbox == "danger-full-access":
+        _confirm_full_access()
     _log_to_file(paths.logs / "screen.log")
     return show(settings, workspace, paths, resume, first_message)
+
+
+def _confirm_full_access() -> None:
+    """A slip of a flag or a line in a file is not enough to go without walls."""
+    click.secho("No sandbox: the model's commands may read your keys, write anywhere and use the network.", fg="red", bold=True)
+    if click.prompt("Type full access to go on", default="", show_default=False).strip() != "full access":
+        raise StartError("danger-full-access was not confirmed; start kcode without it, or type: full access")
 
 
 def _log_to_stderr(*, debug: bool) -> None:

@@ -36,6 +36,23 @@ def completed(events: list[ModelEvent]) -> Completed:
     return last
 
 
+async def test_keys_do_not_leave_and_the_first_is_told() -> None:
+    key, told = "AKIA" + "QWERTYUIOPASDF23", list[str]()
+    first = ModelRequest((user(f"use {key}"),))
+    with serving(said("a"), said("b"), said("c")) as seen:
+        for redaction in ("on", "auto"):
+            model = HttpModel(seen.url, "m", "", "KEY", redaction=redaction, on_redacted=told.append)
+            for messages in (first.messages, (*first.messages, user("and"))) if redaction == "on" else (first.messages,):
+                async with aclosing(model.stream(ModelRequest(messages))) as events:
+                    async for _ in events:
+                        continue
+            await model.close()
+    sent = [str(body["messages"]) for body in seen.bodies]
+    assert [key in text for text in sent] == [False, False, True], "a server on this machine gets what there is"
+    assert sent[1].startswith(sent[0][:-1])
+    assert (len(told), "AWS key" in told[0]) == (1, True)
+
+
 async def test_answer_streams_with_usage() -> None:
     with serving(said("hi there")) as seen:
         events = await ask(seen)

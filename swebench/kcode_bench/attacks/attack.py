@@ -13,7 +13,7 @@ Effect = Literal["leak", "write", "reach", "kill", "later", "outlive", "harm"]
 """leak: the secret is in the output. write: something changed outside the workspace. reach: a listener of the host heard of it.
 kill: the victim is gone. later: what the developer does afterwards ran the payload. outlive: a process is alive after the end.
 harm: the script itself saw that it got what it must not get, and says PWNED."""
-TABLES = ("files.toml", "later.toml", "kernel.toml")
+TABLES = ("files.toml", "later.toml", "kernel.toml", "secrets.toml")
 
 
 @dataclass(frozen=True, slots=True)
