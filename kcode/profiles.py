@@ -30,7 +30,10 @@ class Profile:
 
 STANDARD = Profile(
     name="standard",
-    tools=("read", "grep", "glob", "str_replace", "create", "bash", "run_tests", "git", "view_image", "request_grant", "finish"),
+    tools=(
+        *("read", "grep", "glob", "str_replace", "insert", "create", "bash", "bash_input", "run_tests", "git", "todo"),
+        *("view_image", "request_grant", "finish"),
+    ),
     edit_tool="str_replace",
     prompt="system",
     limits=Limits(steps=500),

@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from kcode.model import ChatModel, JsonSchema, ToolSpec
 from kcode.tools.bash import BashTool
+from kcode.tools.bash_input import BashInputTool
 from kcode.tools.create import CreateTool
 from kcode.tools.finish import FinishTool
 from kcode.tools.git import GitTool
 from kcode.tools.glob import GlobTool
 from kcode.tools.grep import GrepTool
+from kcode.tools.insert import InsertTool
 from kcode.tools.outputs import Outputs
 from kcode.tools.read import ReadTool
 from kcode.tools.request_grant import Decide, RequestGrantTool, nobody
@@ -21,6 +23,7 @@ from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.str_replace import StrReplaceTool
 from kcode.tools.textfile import ReadFiles
+from kcode.tools.todo import TodoTool
 from kcode.tools.tool import Tool
 from kcode.tools.view_image import ViewImageTool
 from kcode_prompts.prompt import load
@@ -43,10 +46,13 @@ def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel, decide
         GlobTool(sandbox),
         StrReplaceTool(sandbox, files),
         CreateTool(sandbox, files),
+        InsertTool(sandbox, files),
         RewriteFunctionTool(sandbox, files),
         BashTool(sandbox, outputs),
+        BashInputTool(sandbox, outputs),
         RunTestsTool(sandbox),
         GitTool(sandbox, outputs),
+        TodoTool(),
         ViewImageTool(sandbox, model),
         RequestGrantTool(decide),
         FinishTool(),

@@ -81,8 +81,11 @@ class Shell(Protocol):
         """
         ...
 
-    async def send(self, text: str, wait_s: float) -> ShellResult:
-        """Send keys to the program in the foreground (control characters as they are) and collect output for `wait_s`."""
+    async def send(self, text: str, wait_s: float, job_id: str = "") -> ShellResult:
+        """Send keys (control characters as they are) to a job, or to the newest running program, and collect output for `wait_s`.
+
+        Raises FileError "ESRCH" when nothing runs.
+        """
         ...
 
     async def restart(self) -> None: ...

@@ -16,7 +16,22 @@ from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.sandbox import Sandbox
 
-NAMES = ("read", "grep", "glob", "str_replace", "create", "rewrite_function", "bash", "run_tests", "git", "view_image", "finish")
+NAMES = (
+    "read",
+    "grep",
+    "glob",
+    "str_replace",
+    "create",
+    "insert",
+    "rewrite_function",
+    "bash",
+    "bash_input",
+    "todo",
+    "run_tests",
+    "git",
+    "view_image",
+    "finish",
+)
 
 
 @pytest.fixture
