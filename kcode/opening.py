@@ -106,7 +106,9 @@ def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:
     return Guided(sandbox, seed).drive if profile.guided else work
 
 
-async def open_policy(settings: Settings, workspace: Path, grants: Sequence[Grant] = ()) -> Sandbox:
+async def open_policy(
+    settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()
+) -> Sandbox:
     """The started sandbox for these settings. Raises SandboxUnavailable."""
     environment = tuple(sorted(clean_environment(os.environ).items()))
     try:
@@ -120,6 +122,7 @@ async def open_policy(settings: Settings, workspace: Path, grants: Sequence[Gran
         hosts=hosts,
         readable=folders_of("--read-dir", settings.read_dir),
         writable=folders_of("--add-dir", settings.add_dir),
+        protect=protect,
         environment=environment,
     )
     policy = widened(policy, grants)
@@ -185,7 +188,7 @@ class Sessions:
         if standing and settings.sandbox != "danger-full-access":
             listed = ", ".join(map(str, standing))
             notices += (Notice("info", f"granted earlier for this folder: {listed}; see kcode sandbox grants"),)
-        sandbox = await open_policy(settings, self._workspace, standing)
+        sandbox = await open_policy(settings, self._workspace, standing, self._paths.own)
         try:
             if not chosen.model.name:
                 await chosen.model.start()

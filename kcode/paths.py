@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 import tempfile
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
@@ -49,6 +51,14 @@ class Paths:
     def expert_counts(self) -> Path:
         """Which experts of each model are chosen often."""
         return self.cache / "experts"
+
+    @property
+    def own(self) -> tuple[Path, ...]:
+        """What no command may ever write: kcode's code, the environment it runs in, and its folders."""
+        specs = map(find_spec, ("kcode", "kcode_sandbox", "kcode_prompts", "kcode_backend"))
+        code = [Path(spec.origin).parent for spec in specs if spec is not None and spec.origin is not None]
+        places = (*code, Path(sys.prefix), self.config, self.data, self.state, self.cache, self.runtime)
+        return tuple(dict.fromkeys(place.resolve() for place in places))
 
     def sessions(self, project: Path) -> Path:
         """The folder of a project's transcripts."""

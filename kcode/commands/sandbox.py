@@ -34,6 +34,7 @@ def policy_of(folder: str, profile: Profile, network: str, readable: tuple[str, 
         hosts=hosts,
         readable=tuple(_folder("--readable", path) for path in readable),
         writable=tuple(_folder("--writable", path) for path in writable),
+        protect=find_paths().own,
         environment=tuple(sorted(clean_environment(os.environ).items())),
     )
 

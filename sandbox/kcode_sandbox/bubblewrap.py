@@ -212,6 +212,8 @@ class BubblewrapBackend:
             self._git = protect(policy.workspace)
             for folder in policy.writable:
                 self._git.add(protect(folder))
+            for folder in (policy.workspace, *policy.writable):
+                self._git.keep(folder, policy.protect)
             self._guards = [Guard(folder, frozenset(self._git.known)) for folder in (policy.workspace, *policy.writable)]
         else:
             self._git.sockets = sockets_below(policy.workspace)

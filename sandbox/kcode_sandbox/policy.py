@@ -51,6 +51,8 @@ class Policy:
     """What an allow-list allows; nothing when it is empty."""
     readable: tuple[Path, ...] = ()
     writable: tuple[Path, ...] = ()
+    protect: tuple[Path, ...] = ()
+    """Real paths that are never writable, also where they lie in what is: the program's own code, environment and state."""
     environment: tuple[tuple[str, str], ...] = ()
     limits: Limits = field(default_factory=Limits)
 

@@ -10,7 +10,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,13 @@ class Protection:
         self.sockets += other.sockets
         self.known |= other.known
         self.locks += other.locks
+
+    def keep(self, top: Path, paths: Iterable[Path]) -> None:
+        """Protect those of `paths` that lie in the writable folder `top`, before anything of `add`."""
+        inside = [path for path in paths if path != top and path.is_relative_to(top) and path.exists()]
+        own = Protection()
+        _protect_paths(own, top, inside)
+        self.add(own)
 
     def release(self) -> None:
         """Remove placeholders nobody else uses."""

@@ -36,3 +36,14 @@ async def test_repositories_in_other_writable_folders_are_protected_too(start: S
     )
     assert result.exit_code == 0, result.output
     assert result.held == (str(other / ".envrc"),)
+
+
+async def test_what_is_the_programs_own_is_never_writable_even_in_the_workspace(start: Start, workspace: Path) -> None:
+    own = workspace / "deep/venv"
+    own.mkdir(parents=True)
+    (own / "code.py").write_text("ours")
+    sandbox = await start(protect=(own, Path("/usr")))
+    result = await bash(sandbox, "echo x > deep/code; echo x > deep/venv/code.py; mv deep other; rm -rf deep/venv; exit 1")
+    assert (own / "code.py").read_text() == "ours"
+    assert (workspace / "deep/code").exists()
+    assert {violation.kind for violation in result.violations} == {"write"}, result.output
