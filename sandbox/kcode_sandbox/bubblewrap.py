@@ -20,6 +20,7 @@ from kcode_sandbox.gitconfig import private_git_configuration
 from kcode_sandbox.guard import Guard
 from kcode_sandbox.hosts import HostRule
 from kcode_sandbox.launch import PACKAGE, Attachment, attached, greet, worker_argv
+from kcode_sandbox.layer import CopiedTree, Layer, layer_arguments
 from kcode_sandbox.places import Places
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, integer_of
@@ -88,7 +89,12 @@ def _closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def bwrap_arguments(
-    policy: Policy, around: Surroundings, git: Protection, seccomp_fd: int, proxy: Path | None = None
+    policy: Policy,
+    around: Surroundings,
+    git: Protection,
+    seccomp_fd: int,
+    proxy: Path | None = None,
+    layers: Sequence[Layer] = (),
 ) -> list[str]:
     """The command line after `bwrap`. Mounts come in order: a later one lies on top of an earlier one."""
     workspace = str(policy.workspace)
@@ -105,14 +111,7 @@ def bwrap_arguments(
         arguments += ["--ro-bind", around.resolver, around.resolver]
     for path in policy.writable if writable else ():
         arguments += ["--bind", str(path), str(path)]
-    for path in git.shared:
-        arguments += ["--bind" if writable else "--ro-bind", str(path), str(path)]
-    arguments += ["--bind" if writable else "--ro-bind", workspace, workspace]
-    if writable:
-        for path in git.pinned:
-            arguments += ["--bind", str(path), str(path)]
-        for path in (*git.readonly, *around.venvs):
-            arguments += ["--ro-bind", str(path), str(path)]
+    arguments += layer_arguments(layers) if layers and writable else _workspace(policy, around, git)
     for path in git.sockets:
         arguments += ["--ro-bind", "/dev/null", str(path)]
     arguments += ["--ro-bind", str(PACKAGE), f"{INSIDE}/{PACKAGE.name}"]
@@ -122,6 +121,19 @@ def bwrap_arguments(
         arguments += ["--ro-bind", str(proxy), PROXY]
     arguments += ["--remount-ro", "/proc", "--remount-ro", "/", "--chdir", workspace, "--seccomp", str(seccomp_fd)]
     return [*arguments, "--", *worker_argv(f"{INSIDE}/{PACKAGE.name}")]
+
+
+def _workspace(policy: Policy, around: Surroundings, git: Protection) -> list[str]:
+    bind = "--bind" if policy.profile == "workspace-write" else "--ro-bind"
+    arguments: list[str] = []
+    for path in (*git.shared, policy.workspace):
+        arguments += [bind, str(path), str(path)]
+    if bind == "--bind":
+        for path in git.pinned:
+            arguments += ["--bind", str(path), str(path)]
+        for path in (*git.readonly, *around.venvs):
+            arguments += ["--ro-bind", str(path), str(path)]
+    return arguments
 
 
 def _root(around: Surroundings) -> list[str]:
@@ -170,8 +182,10 @@ class BubblewrapBackend:
         binaries: Sequence[Path],
         attachment: Attachment | None = None,
         make_proxy: Callable[[Sequence[HostRule]], Proxy] = Proxy,
+        copied: CopiedTree | None = None,
     ) -> None:
         self._attachment = attachment
+        self._copied = copied
         self._make_proxy = make_proxy
         self.way_out: WayOut | None = None
         self._binaries = tuple(binaries)
@@ -208,7 +222,10 @@ class BubblewrapBackend:
         home = home_of(policy)
         check_workspace(policy.workspace, home)
         around = survey(policy, home)
-        if policy.profile == "workspace-write":
+        if self._copied is not None:
+            # What is written stays in the copy, so that nothing in it has to be kept from running outside.
+            self._git.shared, self._git.sockets = list(self._copied.shared), self._copied.masks()
+        elif policy.profile == "workspace-write":
             self._git = protect(policy.workspace)
             for folder in policy.writable:
                 self._git.add(protect(folder))
@@ -239,7 +256,7 @@ class BubblewrapBackend:
             seccomp_fd = open_filter()
             stack.callback(os.close, seccomp_fd)
             proxy = self.way_out.socket if self.way_out is not None else None
-            argv = [str(binary), *bwrap_arguments(policy, around, self._git, seccomp_fd, proxy)]
+            argv = [str(binary), *bwrap_arguments(policy, around, self._git, seccomp_fd, proxy, self._layers)]
             descriptors, stdio = attached(self._attachment)
             connection = await start_process(self._group.wrap(argv), LAUNCH_ENVIRONMENT, "/", [seccomp_fd, *descriptors])
             hello: Head = {
@@ -265,6 +282,10 @@ class BubblewrapBackend:
             await connection.close()
             raise SandboxUnavailableError(f"the self-check failed: {fault}; nothing was run")
         return connection
+
+    @property
+    def _layers(self) -> Sequence[Layer]:
+        return self._copied.layers if self._copied is not None else ()
 
     def guard(self) -> list[str]:
         """Blocks for the time of a walk through the workspace."""

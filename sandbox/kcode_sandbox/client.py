@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import PurePosixPath
 
 from kcode_sandbox.connection import Connection
@@ -14,7 +15,7 @@ from kcode_sandbox.guard import HELD_NAMES
 from kcode_sandbox.launch import Backend
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, ProtocolError, flag_of, integer_of, number_of, object_of, text_of
-from kcode_sandbox.sandbox import ExecResult, FileContent, FileStat, OnOutput, ShellResult
+from kcode_sandbox.sandbox import ExecResult, FileContent, FileStat, OnOutput, ShellResult, Standing
 from kcode_sandbox.violation import report
 from kcode_sandbox.watch import Watch
 
@@ -73,6 +74,11 @@ class WorkerSandbox:
 
     async def remove(self, path: str) -> None:
         await self._ask({"op": "remove", "path": path}, FILE_TIMEOUT_S)
+
+    async def place(self, path: str, data: bytes, wanted: Standing, expected: Standing) -> bool:
+        head: Head = {"op": "place", "path": path, "wanted": asdict(wanted), "expected": asdict(expected)}
+        reply, _ = await self._ask(head, FILE_TIMEOUT_S, data)
+        return flag_of(reply, "changed")
 
     async def list_files(self, root: str = ".", *, max_files: int = 200_000) -> list[FileStat]:
         _, body = await self._ask({"op": "list", "root": root, "max_files": max_files}, FILE_TIMEOUT_S)

@@ -203,16 +203,25 @@ def _protect_link(found: Protection, workspace: Path, git: Path) -> None:
     found.pinned += [parent for parent in git.parents if parent != workspace and parent.is_relative_to(workspace)]
     if git.parent != workspace:
         return
+    common = common_folder(workspace)
+    if common is not None:
+        found.shared.append(common)
+        _protect_folder(found, workspace, common)
+
+
+def common_folder(workspace: Path) -> Path | None:
+    """The git folder that a workspace which is a linked worktree shares with its repository, when it lies outside."""
+    git = workspace / ".git"
     try:
         target = git.read_text().removeprefix("gitdir:").strip()
         gitdir = (git.parent / target).resolve(strict=True)
         points_back = Path((gitdir / "gitdir").read_text().strip()).resolve() == git
         common = (gitdir / (gitdir / "commondir").read_text().strip()).resolve(strict=True)
     except (OSError, ValueError):
-        return
+        return None
     if points_back and gitdir.parent == common / "worktrees" and not common.is_relative_to(workspace):
-        found.shared.append(common)
-        _protect_folder(found, workspace, common)
+        return common
+    return None
 
 
 def _place_self_reference(path: Path) -> tuple[Path, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.violation import Violation
@@ -34,6 +34,15 @@ class FileContent:
 
     stat: FileStat
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What stands at a path itself, no link followed. `sha256` is of a file's content or a link's target, else ""."""
+
+    kind: Literal["file", "link", "folder", "other", "absent"]
+    executable: bool = False
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +126,14 @@ class Sandbox(Protocol):
     async def stat(self, path: str) -> FileStat: ...
 
     async def remove(self, path: str) -> None: ...
+
+    async def place(self, path: str, data: bytes, wanted: Standing, expected: Standing) -> bool:
+        """Make what stands at `path`, relative to the workspace, a file or link of `data`, or absent.
+
+        No link is followed. False when it was so already; FileError "STALE" when it is neither that nor what was expected, and
+        then nothing is changed. Folders are made as needed, and removed when a deletion leaves them empty.
+        """
+        ...
 
     async def list_files(self, root: str = ".", *, max_files: int = 200_000) -> list[FileStat]:
         """Files below `root`, relative to the workspace, that git does not ignore, newest first; never inside .git."""

@@ -26,7 +26,7 @@ from kcode_sandbox.protocol import (
     text_of,
     texts_of,
 )
-from kcode_sandbox.worker import files, home, landlock, listing, selfcheck
+from kcode_sandbox.worker import files, home, landlock, listing, placing, selfcheck
 from kcode_sandbox.worker.attached import AttachedCommand, AttachedJob
 from kcode_sandbox.worker.commands import Command, Job
 from kcode_sandbox.worker.events import Events, Reader, Writer
@@ -68,6 +68,7 @@ class Worker:
             "write": self._write,
             "stat": self._stat,
             "remove": self._remove,
+            "place": self._place,
             "list": self._list,
             "exec": self._exec,
             "attached": self._attached,
@@ -137,6 +138,10 @@ class Worker:
     def _remove(self, number: int, head: Head, body: bytes) -> None:
         files.remove(text_of(head, "path"))
         self._reply(number, {})
+
+    def _place(self, number: int, head: Head, body: bytes) -> None:
+        wanted, expected = (_standing_of(object_of(head, name)) for name in ("wanted", "expected"))
+        self._reply(number, {"changed": placing.place(text_of(head, "path"), wanted, body, expected)})
 
     def _list(self, number: int, head: Head, body: bytes) -> None:
         root, max_files = text_of(head, "root"), integer_of(head, "max_files")
@@ -218,6 +223,10 @@ def _argv_of(head: Head) -> list[str]:
     if not argv or any("\0" in part for part in argv):
         raise FileFailure("EINVAL", "", f"argv {argv!r} names no program or holds a NUL")
     return argv
+
+
+def _standing_of(head: Head) -> placing.Standing:
+    return placing.Standing(text_of(head, "kind"), flag_of(head, "executable"), text_of(head, "sha256"))
 
 
 def _stdio_of(head: Head) -> Stdio | None:
