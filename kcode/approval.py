@@ -61,15 +61,14 @@ _DESTRUCTIVE_GIT = re.compile(
 
 
 def is_destructive_git(call: ToolCall) -> bool:
-    """Whether the call is a command line with a git command that can throw uncommitted work away.
-
-    The git tool offers no such command, so only command lines are read.
-    """
+    """Whether the call is a git command, of the git tool or in a command line, that takes uncommitted work out of the tree."""
     try:
         arguments = json.loads(call.arguments)
     except ValueError:
         return False
     command = arguments.get("command") if isinstance(arguments, dict) else None
+    if call.name == "git":
+        return command == "stash" and arguments.get("action") in {"push", "pop", "drop"}
     return isinstance(command, str) and _DESTRUCTIVE_GIT.search(command) is not None
 
 

@@ -1,4 +1,4 @@
-"""`git`: the commands that look at history and record work; nothing that can lose any."""
+"""`git`: the commands that look at history and record work. What takes work out of the tree (stash) asks first: approval.py."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ ENVIRONMENT = {
 CONFIG = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "color.ui=false", "-c", "core.quotepath=false")
 FALLBACK_IDENTITY = ("-c", "user.name=kcode", "-c", "user.email=kcode@localhost")
 
-Command = Literal["status", "diff", "log", "show", "blame", "add", "commit", "branch"]
+Command = Literal["status", "diff", "log", "show", "blame", "add", "commit", "branch", "stash", "worktree"]
 
 
 class GitArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     command: Command = Field(description="What to do; branch without a name lists, with a name creates and switches to it.")
+    action: Literal["list", "push", "pop", "apply", "drop", "add", "remove"] = Field(
+        default="list", description="stash: list, push, pop, apply or drop; worktree: list, add (a new branch `name`) or remove."
+    )
     paths: list[str] = Field(
         default_factory=list, description="Files or folders it is limited to; add and blame need them.", max_length=100
     )
@@ -40,7 +43,12 @@ class GitArguments(BaseModel):
         default=None, description="Commit, branch or range for diff, log, show, blame.", max_length=200, pattern=r"^[^-\s][^\s]*$"
     )
     message: str | None = Field(default=None, description="Commit message (commit only).", min_length=1, max_length=10_000)
-    name: str | None = Field(default=None, description="New branch (branch only).", max_length=200, pattern=r"^[^-\s][^\s]*$")
+    name: str | None = Field(
+        default=None,
+        description="New branch of branch or worktree add; entry of stash (stash@{0}).",
+        max_length=200,
+        pattern=r"^[^-\s][^\s]*$",
+    )
     staged: bool = Field(default=False, description="diff: what is staged; the default is what is not.")
     max_count: int = Field(default=DEFAULT_COUNT, description="log: how many commits at most.", ge=1, le=200)
 
@@ -55,7 +63,8 @@ class GitTool:
         self.outputs = outputs
 
     def summary(self, arguments: GitArguments) -> str:
-        words = [arguments.command, arguments.revision or arguments.name or "", *arguments.paths[:3]]
+        action = arguments.action if arguments.command in {"stash", "worktree"} else ""
+        words = [arguments.command, action, arguments.revision or arguments.name or "", *arguments.paths[:3]]
         return " ".join(["git", *(word for word in words if word)])
 
     async def run(self, arguments: GitArguments, emit: Emit) -> Outcome:
@@ -63,7 +72,8 @@ class GitTool:
 
     async def execute(self, arguments: GitArguments) -> Outcome:
         command = command_line(arguments)
-        identity = FALLBACK_IDENTITY if arguments.command == "commit" and not await self.has_identity() else ()
+        records = arguments.command == "commit" or (arguments.command, arguments.action) == ("stash", "push")
+        identity = FALLBACK_IDENTITY if records and not await self.has_identity() else ()
         result = await self.sandbox.exec(
             ["git", "--no-pager", *CONFIG, *identity, *command], timeout_s=TIMEOUT_S, environment=ENVIRONMENT
         )
@@ -111,6 +121,41 @@ def command_line(arguments: GitArguments) -> list[str]:
             return ["commit", f"--message={arguments.message}", *paths]
         case "branch":
             return ["switch", "--create", arguments.name] if arguments.name else ["branch", "--all", "--verbose"]
+        case "stash":
+            return stash_line(arguments, paths)
+        case "worktree":
+            return worktree_line(arguments, revision)
+
+
+def stash_line(arguments: GitArguments, paths: list[str]) -> list[str]:
+    entry = [arguments.name] if arguments.name else []
+    match arguments.action:
+        case "list":
+            return ["stash", "list"]
+        case "push":
+            message = [f"--message={arguments.message}"] if arguments.message else []
+            return ["stash", "push", "--include-untracked", *message, *paths]
+        case "pop" | "apply" | "drop":
+            return ["stash", arguments.action, *entry]
+        case _:
+            raise Refusal(f"stash cannot {arguments.action}; it can list, push, pop, apply and drop")
+
+
+def worktree_line(arguments: GitArguments, revision: list[str]) -> list[str]:
+    if arguments.action == "list":
+        return ["worktree", "list"]
+    if len(arguments.paths) != 1:
+        raise Refusal(f"worktree {arguments.action} needs exactly one path, the folder of the tree")
+    folder = ["--", arguments.paths[0]]
+    match arguments.action:
+        case "add":
+            branch = ["-b", arguments.name] if arguments.name else ["--detach"]
+            return ["worktree", "add", *branch, *folder, *revision]
+        case "remove":
+            # Without --force git itself refuses a tree that holds changes.
+            return ["worktree", "remove", *folder]
+        case _:
+            raise Refusal(f"worktree cannot {arguments.action}; it can list, add and remove")
 
 
 def silence(arguments: GitArguments) -> str:
@@ -120,6 +165,8 @@ def silence(arguments: GitArguments) -> str:
             return "No differences."
         case "log":
             return "No commits."
+        case "stash" if arguments.action == "list":
+            return "No stashes."
         case "add":
             return f"Added {', '.join(arguments.paths)}."
         case _:

@@ -60,6 +60,12 @@ def test_other_git_is_not(command: str) -> None:
     assert not is_destructive_git(bash(command))
 
 
+def test_the_git_tool_asks_before_work_leaves_the_tree() -> None:
+    for action, asks in {"push": True, "pop": True, "drop": True, "list": False, "apply": False}.items():
+        call = ToolCall("1", "git", json.dumps({"command": "stash", "action": action}))
+        assert is_destructive_git(call) is asks
+
+
 def test_text_that_is_no_command_is_not_read() -> None:
     message = ToolCall("1", "git", json.dumps({"command": "commit", "message": "undo the git reset --hard"}))
     assert not is_destructive_git(message)

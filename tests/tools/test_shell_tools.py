@@ -96,6 +96,22 @@ async def test_git_looks_stages_and_commits(call: Call, repository: Path) -> Non
     assert git_output(repository, "log", "-1", "--format=%s") == "second"
 
 
+async def test_git_stashes_and_makes_another_tree(call: Call, repository: Path) -> None:
+    assert (await call("git", command="stash")).text == "No stashes."
+    (repository / "new.txt").write_text("kept\n")
+    await call("git", command="stash", action="push", message="aside")
+    assert not (repository / "new.txt").exists()
+    assert "aside" in (await call("git", command="stash", action="list")).text
+    await call("git", command="stash", action="pop")
+    assert (repository / "new.txt").read_text() == "kept\n"
+    added = await call("git", command="worktree", action="add", paths=["side-tree"], name="side")
+    assert not added.is_error, added.text
+    assert (repository / "side-tree" / "a.txt").read_text() == "one\n"
+    (repository / "side-tree" / "b.txt").write_text("unsaved\n")
+    assert (await call("git", command="worktree", action="remove", paths=["side-tree"])).is_error
+    assert (repository / "side-tree" / "b.txt").exists()
+
+
 async def test_git_says_what_is_missing(call: Call, workspace: Path) -> None:
     outcome = await call("git", command="status")
     assert outcome.is_error
