@@ -260,4 +260,5 @@ def _streaming_s(machine: Machine, missed_bytes: float, kernel: float) -> float:
 
 
 def _handling_s(machine: Machine, size: float, kernel: float) -> float:
-    return size / kernel + (size / machine.pack_speed if machine.pack_speed > 0 else 0.0)
+    # What comes from the disk goes into memory first, past the same bus.
+    return 2 * size / kernel + (size / machine.pack_speed if machine.pack_speed > 0 else 0.0)

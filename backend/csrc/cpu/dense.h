@@ -4,6 +4,7 @@
 // every token, four rows at a time.
 
 constexpr int DENSE_ROWS = 4, DENSE_STRIP = 512;
+constexpr int DENSE_AHEAD = 1024;  // bytes of a row
 
 struct DenseProduct {  // one row group times a run of tokens
     const Part *part;
@@ -46,12 +47,56 @@ KC_INLINE void dense_strip(const float (*w)[DENSE_STRIP], int columns, const flo
     }
 }
 
+// LANES numbers of a row as stored.
+template <int FORMAT> KC_INLINE Floats load_wide(const uint8_t *from) {
+    if constexpr (FORMAT == F32) return load<Floats>(from);
+    return FORMAT == F16 ? load_halves(from) : load_bfloats(from);
+}
+
+// One token's products of whole strips with the same sums in the same order as dense_strip's, so that a row's result does not
+// depend on how many tokens are computed with it. Nothing is used twice, so nothing is put into the cache first; the rows are
+// asked for ahead, since memory, not arithmetic, is what one token waits for.
+template <int FORMAT>
+KC_INLINE void dense_token(const uint8_t *from, int64_t row_bytes, int columns, const float *x, float sums[DENSE_ROWS]) {
+    constexpr int BYTES = FORMAT == F32 ? 4 : 2, STEP = 64 / BYTES;
+    for (int c = 0; c < columns; c += DENSE_STRIP) {
+        Floats acc[DENSE_ROWS] = {};
+        for (int i = c; i < c + DENSE_STRIP; i += STEP) {
+            // At a row's end its place is taken by the row that follows the last of these.
+            const int64_t ahead = (int64_t)i * BYTES + DENSE_AHEAD < row_bytes ? DENSE_AHEAD : DENSE_AHEAD + (DENSE_ROWS - 1) * row_bytes;
+#pragma GCC unroll 4
+            for (int r = 0; r < DENSE_ROWS; r++) {
+                const uint8_t *at = from + r * row_bytes + (int64_t)i * BYTES;
+                __builtin_prefetch(at + ahead);
+#pragma GCC unroll 4
+                for (int k = 0; k < STEP; k += LANES) acc[r] += load_wide<FORMAT>(at + k * BYTES) * load<Floats>(x + i + k);
+            }
+        }
+        for (int r = 0; r < DENSE_ROWS; r++) sums[r] += sum_lanes(acc[r]);
+    }
+}
+
+// The columns of whole strips that have been summed up.
+KC_INLINE int dense_token_strips(const DenseProduct &p, int rows, float sums[DENSE_ROWS]) {
+    if (p.tokens != 1 || rows != DENSE_ROWS) return 0;
+    const int columns = p.part->columns / DENSE_STRIP * DENSE_STRIP;
+    const int64_t row_bytes = (int64_t)p.part->columns * source_block_bytes(p.part->format);
+    const uint8_t *from = p.part->data + p.group * DENSE_ROWS * row_bytes;
+    if (p.part->format == F32)
+        dense_token<F32>(from, row_bytes, columns, p.x, sums);
+    else if (p.part->format == F16)
+        dense_token<F16>(from, row_bytes, columns, p.x, sums);
+    else
+        dense_token<BF16>(from, row_bytes, columns, p.x, sums);
+    return columns;
+}
+
 void dense_group(const DenseProduct &p) {
     const int first = p.group * DENSE_ROWS, rest = p.part->rows - first, rows = rest < DENSE_ROWS ? rest : DENSE_ROWS;
     const int columns = p.part->columns, bytes = source_block_bytes(p.part->format);
     alignas(64) float strip[DENSE_ROWS][DENSE_STRIP] = {};
     float sums[MAX_TOKEN_BLOCK][DENSE_ROWS] = {};
-    for (int c = 0; c < columns; c += DENSE_STRIP) {
+    for (int c = dense_token_strips(p, rows, sums[0]); c < columns; c += DENSE_STRIP) {
         const int width = columns - c < DENSE_STRIP ? columns - c : DENSE_STRIP;
         for (int r = 0; r < rows; r++)
             widen_row(p.part->format, p.part->data + ((int64_t)(first + r) * columns + c) * bytes, width, strip[r]);

@@ -129,6 +129,17 @@ def test_tokens_do_not_influence_each_other(quant: QuantFormat) -> None:
         assert torch.equal(together[:tokens], ops.linear(x[:tokens], weight))
 
 
+@pytest.mark.parametrize("shape", [(7, 608), (9, 1000), (4, 1536)])
+@pytest.mark.parametrize("quant", [QuantFormat.F32, QuantFormat.F16, QuantFormat.BF16], ids=lambda quant: quant.name)
+@pytest.mark.usefixtures("active")
+def test_a_token_of_plain_weights_is_the_same_alone(quant: QuantFormat, shape: tuple[int, int]) -> None:
+    """One token goes another way through rows of these kinds, whose ends belong to no whole strip."""
+    weight = packed.pack(quant, random_rows(quant, *shape), shape)
+    x = torch.randn(3, shape[1])
+    together = ops.linear(x, weight)
+    assert torch.equal(together, torch.cat([ops.linear(x[token : token + 1], weight) for token in range(3)]))
+
+
 @pytest.mark.usefixtures("active")
 def test_embedding_rows_are_exact() -> None:
     for quant in FORMATS:
