@@ -181,8 +181,10 @@ def decomposed(place: Place, rng: random.Random) -> Case:
 
 
 def zero_width(place: Place, rng: random.Random) -> Case:
+    """Not within the indentation, which new lines of the call are written after."""
     called = list(place.block)
-    called[0] = called[0][: len(called[0]) // 2] + "\u200b" + called[0][len(called[0]) // 2 :]
+    middle = (len(called[0]) - len(called[0].lstrip()) + len(called[0])) // 2
+    called[0] = called[0][:middle] + "\u200b" + called[0][middle:]
     if place.change.kind == "word" and place.change.at == 0:
         called = [*called[:-1], called[-1] + "\u200b"]
         called[0] = place.block[0]
