@@ -66,6 +66,7 @@ def commands() -> None:
 @click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
 @click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
+@click.option("--sandbox-backend", metavar="NAME", help="auto (default), bubblewrap, or the weaker landlock (no namespaces).")
 @click.option("--network", metavar="off|on|HOSTS", help="What commands may reach (default off); HOSTS: a.org,*.b.net:8443.")
 @click.option("--add-dir", metavar="DIR", multiple=True, help="Another folder that commands may write.")
 @click.option("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
@@ -92,6 +93,7 @@ def agent(
     base_url: str | None,
     folder: str,
     sandbox: str | None,
+    sandbox_backend: str | None,
     network: str | None,
     add_dir: tuple[str, ...],
     read_dir: tuple[str, ...],
@@ -115,6 +117,7 @@ def agent(
         "model": model,
         "base_url": base_url,
         "sandbox": sandbox,
+        "sandbox_backend": sandbox_backend,
         "network": network,
         "add_dir": ":".join(add_dir) or None,
         "read_dir": ":".join(read_dir) or None,

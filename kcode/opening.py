@@ -124,6 +124,7 @@ async def open_policy(
         writable=folders_of("--add-dir", settings.add_dir),
         protect=protect,
         environment=environment,
+        backend=settings.sandbox_backend,
     )
     policy = widened(policy, grants)
     try:

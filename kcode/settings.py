@@ -28,7 +28,9 @@ class Settings:
     base_url: an OpenAI-style server; empty means kcode's own engine.
     api_key_env: the environment variable that holds the server's key; the key itself is never a setting.
     profile: how the model is driven; auto chooses by the model's name and size.
-    sandbox: what commands may do with files. network: off, on, or the hosts they may reach ("example.org,*.example.net:8443").
+    sandbox: what commands may do with files.
+    sandbox_backend: what holds them: auto is bubblewrap; landlock is weaker and for machines that deny namespaces.
+    network: off, on, or the hosts they may reach ("example.org,*.example.net:8443").
     add_dir, read_dir: further folders that commands may write or read, with ":" between them.
     redaction: whether keys are taken out of what a model is sent; auto does it for servers that are not on this network.
     approval_mode: plan, ask or auto; empty is ask on a screen and auto headless.
@@ -50,6 +52,7 @@ class Settings:
     api_key_env: str = "KCODE_API_KEY"
     profile: Literal["auto", "small", "standard"] = "auto"
     sandbox: Literal["read-only", "workspace-write", "danger-full-access"] = "workspace-write"
+    sandbox_backend: Literal["auto", "bubblewrap", "landlock"] = "auto"
     network: str = "off"
     add_dir: str = ""
     read_dir: str = ""

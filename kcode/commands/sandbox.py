@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import click
 
@@ -14,7 +16,7 @@ from kcode.grants import standing_grants, store_grants, stored_grants, widened
 from kcode.paths import find_paths
 from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.errors import FileError, SandboxError, SandboxUnavailableError
-from kcode_sandbox.policy import Policy, Profile, parse_network
+from kcode_sandbox.policy import Choice, Policy, Profile, parse_network
 
 TIMED_OUT = 124
 """As `timeout` of the shell says it."""
@@ -54,6 +56,13 @@ def command() -> None:
 @command.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.option("--profile", type=click.Choice(["read-only", "workspace-write", "danger-full-access"]), default="workspace-write")
 @click.option(
+    "--backend",
+    type=click.Choice(get_args(Choice)),
+    envvar="KCODE_SANDBOX_BACKEND",
+    default="auto",
+    help="auto is bubblewrap; landlock is weaker and needs no namespaces.",
+)
+@click.option(
     "--network", metavar="off|on|HOSTS", default="off", show_default=True, help="HOSTS: example.org,*.example.net:8443."
 )
 @click.option("--cd", "folder", metavar="DIR", default=".", help="The workspace and working folder.")
@@ -65,6 +74,7 @@ def command() -> None:
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED)
 def run_command(
     profile: Profile,
+    backend: Choice,
     network: str,
     folder: str,
     readable: tuple[str, ...],
@@ -75,7 +85,7 @@ def run_command(
     """Run ARGV in the sandbox with this terminal's or these pipes' input and output; ends with its exit code."""
     from kcode_sandbox.attached import run_attached
 
-    policy = policy_of(folder, profile, network, readable, writable)
+    policy = replace(policy_of(folder, profile, network, readable, writable), backend=backend)
     if profile == "danger-full-access":
         click.secho("no sandbox: danger-full-access", fg="red", err=True)
     try:
@@ -96,18 +106,25 @@ def run_command(
 @command.command("explain")
 @click.option("--profile", type=click.Choice(["read-only", "workspace-write", "danger-full-access"]), default="workspace-write")
 @click.option(
+    "--backend",
+    type=click.Choice(get_args(Choice)),
+    envvar="KCODE_SANDBOX_BACKEND",
+    default="auto",
+    help="auto is bubblewrap; landlock is weaker and needs no namespaces.",
+)
+@click.option(
     "--network", metavar="off|on|HOSTS", default="off", show_default=True, help="HOSTS: example.org,*.example.net:8443."
 )
 @click.option("--cd", "folder", metavar="DIR", default=".", help="The workspace.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-def explain_command(profile: Profile, network: str, folder: str, as_json: bool) -> int:
+def explain_command(profile: Profile, backend: Choice, network: str, folder: str, as_json: bool) -> int:
     """Say what commands in DIR may read, write and reach, and which layers hold them. Ends with 1 when there is no sandbox.
 
     A sandbox is really started and looked at from inside.
     """
     from kcode_sandbox.explain import explain
 
-    policy = policy_of(folder, profile, network, (), ())
+    policy = replace(policy_of(folder, profile, network, (), ()), backend=backend)
     standing = standing_grants(find_paths(), policy.workspace)
     explanation = asyncio.run(explain(widened(policy, standing)))
     if as_json:

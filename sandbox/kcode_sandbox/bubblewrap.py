@@ -19,7 +19,7 @@ from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.gitconfig import private_git_configuration
 from kcode_sandbox.guard import Guard
 from kcode_sandbox.hosts import HostRule
-from kcode_sandbox.launch import PACKAGE, Attachment, attached, greet, worker_argv
+from kcode_sandbox.launch import PACKAGE, Attachment, attached, greet, weaker_way, worker_argv
 from kcode_sandbox.layer import CopiedTree, Layer, layer_arguments
 from kcode_sandbox.places import Places
 from kcode_sandbox.policy import Policy
@@ -57,7 +57,7 @@ def survey(policy: Policy, home: Path) -> Surroundings:
     environment = dict(policy.environment)
     links = tuple((os.readlink(f"/{name}"), f"/{name}") for name in ROOT_NAMES if os.path.islink(f"/{name}"))
     folders = tuple(f"/{name}" for name in ROOT_NAMES if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}"))
-    files, private = _closed_to_others("/etc")
+    files, private = closed_to_others("/etc")
     resolver = os.path.realpath("/etc/resolv.conf")
     return Surroundings(
         root_links=links,
@@ -71,7 +71,7 @@ def survey(policy: Policy, home: Path) -> Surroundings:
     )
 
 
-def _closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files and folders not everybody may read. They must be covered: as root the kernel would let us read them."""
     files: list[str] = []
     folders: list[str] = []
@@ -248,11 +248,11 @@ class BubblewrapBackend:
             self.tidy()
             raise
         self.tidy()
-        raise SandboxUnavailableError("; ".join(refusals))
+        raise SandboxUnavailableError("; ".join(refusals) + weaker_way())
 
     async def _launch_with(self, binary: Path, policy: Policy, around: Surroundings, home: Path) -> Connection:
         with ExitStack() as stack:
-            canary, listener = _set_canaries(stack)
+            canary, listener = set_canaries(stack)
             seccomp_fd = open_filter()
             stack.callback(os.close, seccomp_fd)
             proxy = self.way_out.socket if self.way_out is not None else None
@@ -343,7 +343,7 @@ def check_workspace(workspace: Path, home: Path) -> None:
         raise SandboxUnavailableError(f"the workspace {workspace} is a folder of the system; start kcode in a project's folder")
 
 
-def _set_canaries(stack: ExitStack) -> tuple[Path, socket.socket]:
+def set_canaries(stack: ExitStack) -> tuple[Path, socket.socket]:
     """A file and a port outside that must be out of reach inside."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="kcode-canary-"))
     canary = Path(folder) / secrets.token_hex(8)

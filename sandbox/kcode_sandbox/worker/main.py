@@ -35,6 +35,7 @@ from kcode_sandbox.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPAB
 from kcode_sandbox.worker.relay import proxy_variables, start_relay
 from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
+from kcode_sandbox.worker.walls import raise_walls
 
 # Live output is for the eye: while the client is this far behind, chunks are left out (the result still has them).
 MAX_STREAM_BACKLOG = 8 << 20
@@ -113,6 +114,8 @@ class Worker:
         self._environment = environment_of(head, "environment")
         if flag_of(head, "private_home"):
             home.furnish(self._environment["HOME"], body)
+        if head.get("walls"):
+            raise_walls(object_of(head, "walls"))
         fence = landlock.fence(texts_of(head, "fence")) if head.get("fence") else 0
         if head.get("proxy"):
             self._environment |= proxy_variables(start_relay(text_of(head, "proxy")))

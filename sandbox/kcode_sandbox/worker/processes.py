@@ -15,11 +15,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kcode_sandbox.worker import landlock
+
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# The ruleset that commands, and not this process, stand behind; -1 where they need none.
+_fences = [-1]
+
+
+def fence_commands(ruleset_fd: int) -> None:
+    """Put every program that is started from now on behind one more Landlock fence."""
+    _fences[0] = ruleset_fd
 
 
 def prctl(option: int, value: int) -> None:
@@ -52,6 +61,9 @@ class Child:
 
 def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio) -> Child:
     """Start `argv` in its own session under a supervisor. Call it from the main thread only."""
+    if _fences[0] >= 0 and stdio.terminal >= 0:
+        # By the file itself: another terminal that gets the same number later is not meant.
+        landlock.allow_device(_fences[0], os.ttyname(stdio.terminal))
     status_fd, report_fd = os.pipe()
     try:
         pid = os.fork()
@@ -78,7 +90,7 @@ def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], st
     os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    ours = {stdio.stdin, stdio.stdout, stdio.stderr, stdio.terminal, report_fd, *(fd for fd, _ in stdio.extra)}
+    ours = {stdio.stdin, stdio.stdout, stdio.stderr, stdio.terminal, report_fd, *_fences, *(fd for fd, _ in stdio.extra)}
     # A copy of another program's stdin pipe would keep that program from ever seeing its end.
     close_all_but(ours)
     supervisor = os.getpid()
@@ -121,6 +133,8 @@ def _become(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio
             os.dup2(fd, number)
         os.chdir(cwd)
         what = argv[0]
+        if _fences[0] >= 0:
+            landlock.restrict(_fences[0])
         os.execvpe(argv[0], list(argv), dict(environment))
     except OSError as error:
         os.write(report_fd, f"E{error.errno} {what}\n".encode(errors="surrogateescape"))

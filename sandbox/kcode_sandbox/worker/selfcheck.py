@@ -25,14 +25,15 @@ def look_around(wanted: Head) -> Head:
         "cap_bnd": status.get("CapBnd", ""),
         "no_new_privs": status.get("NoNewPrivs", ""),
         "seccomp": status.get("Seccomp", ""),
-        "canary_readable": _readable(text_of(wanted, "canary")),
+        "canary_readable": _opens(text_of(wanted, "canary"), os.O_RDONLY),
+        "canary_writable": _opens(text_of(wanted, "canary"), os.O_WRONLY),
         "port_reachable": _reachable(integer_of(wanted, "port")),
         "namespace_possible": _namespace_possible(),
         "environment_names": sorted(_visible_environment()),
         "workspace_writable": os.access(workspace, os.W_OK),
         "workspace_readable": os.access(workspace, os.R_OK | os.X_OK),
         "writable_protected": [path for path in texts_of(wanted, "protected") if os.access(path, os.W_OK)],
-        "core_pattern_writable": os.access("/proc/sys/kernel/core_pattern", os.W_OK),
+        "core_pattern_writable": _opens("/proc/sys/kernel/core_pattern", os.O_WRONLY),
     }
 
 
@@ -41,10 +42,10 @@ def _status_lines() -> dict[str, str]:
         return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
 
 
-def _readable(path: str) -> bool:
+def _opens(path: str, flags: int) -> bool:
+    """Tried, since access(2) asks the file's mode and no fence."""
     try:
-        with open(path, "rb") as file:
-            file.read(1)
+        os.close(os.open(path, flags | os.O_CLOEXEC))
     except OSError:
         return False
     return True
