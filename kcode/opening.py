@@ -15,6 +15,7 @@ from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import ConfigError, SandboxUnavailable
 from kcode.events import Notice
+from kcode.extensions import extend
 from kcode.grants import Grant, Grants, standing_grants, widened
 from kcode.guided.drive import Guided
 from kcode.loop import work
@@ -219,6 +220,7 @@ class Sessions:
             context = Context(transcript, settings.context_limit or None)
             if not context.messages:
                 context.add(system(_system_text(profile, self._workspace, sandbox)))
+            equipment = await extend(equipment, self._paths, self._workspace)
         except BaseException:
             await sandbox.close()
             await chosen.model.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from kcode.errors import ConfigError
 from kcode.events import Notice
 from kcode.paths import Paths
-from kcode.settings import Settings, Value, check_value
+from kcode.settings import TABLES, Settings, Value, check_value
 from kcode.trust import is_trusted
 from kcode_sandbox.policy import parse_network
 
@@ -59,6 +59,7 @@ def _read(file: Path) -> dict[str, Value]:
         raise ConfigError(f"{file} is not UTF-8 text (byte {error.start}); fix it or remove it") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
+    data = {name: value for name, value in data.items() if name not in TABLES}
     known = {field.name for field in fields(Settings)}
     for name in data:
         if name not in _NARROWS:

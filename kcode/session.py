@@ -19,6 +19,7 @@ from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
 from kcode.grants import Grants
 from kcode.loop import RunningTurn
+from kcode.mcp.servers import ToolServers
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
 from kcode.profiles import Profile
@@ -50,6 +51,7 @@ class Equipment:
     """What came up meanwhile and the user is to know; told with the next event."""
     notices: tuple[Notice, ...] = ()
     """What the user is to know before the first turn."""
+    servers: ToolServers | None = None
 
 
 class Session:
@@ -209,6 +211,8 @@ class Session:
         """End the sandbox and everything in it, let go of the model and the transcript. Idempotent."""
         self.interrupt()
         try:
+            if self._equipment.servers is not None:
+                await self._equipment.servers.close()
             await self._equipment.sandbox.close()
             if self._equipment.checkpoints is not None:
                 await self._equipment.checkpoints.prune()

@@ -18,6 +18,8 @@ from kcode.errors import ConfigError
 Value = str | int | float | bool | None
 # A model's name that begins so is the path of a script of answers (models/scripted.py).
 SCRIPTED = "scripted:"
+# Tables of config.toml that are no settings: each is read where it is used.
+TABLES = frozenset({"mcp"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,7 @@ def read_file(path: Path) -> dict[str, Value]:
         raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}); fix it or remove it") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    return {name: check_value(_known(name, str(path)), value, str(path)) for name, value in data.items()}
+    return {name: check_value(_known(name, str(path)), value, str(path)) for name, value in data.items() if name not in TABLES}
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
