@@ -222,6 +222,8 @@ class Sessions:
                 context.add(system(_system_text(profile, self._workspace, sandbox)))
             equipment = await extend(equipment, self._paths, self._workspace)
         except BaseException:
+            if transcript is not None:
+                transcript.close()
             await sandbox.close()
             await chosen.model.close()
             raise
