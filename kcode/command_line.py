@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS = {
     "doctor": "what this machine offers and what is missing",
+    "mcp": "list, add, remove and test tool servers",
     "models": "list, pull, show and remove models",
     "sessions": "list the sessions of this folder",
     "sandbox": "explain the sandbox, or run a command in it",

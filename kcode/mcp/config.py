@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kcode.errors import ConfigError
+from kcode.events import Notice
 from kcode.paths import Paths
 from kcode.trust import is_trusted
 
@@ -57,6 +58,15 @@ def find_servers(paths: Paths, workspace: Path) -> dict[str, ServerConfig]:
     return servers | _of_toml(paths.config_file)
 
 
+def ignored(paths: Paths, workspace: Path) -> tuple[Notice, ...]:
+    """What the user has to know of a folder whose servers do not count."""
+    file = workspace / ".mcp.json"
+    if not os.path.lexists(file) or is_trusted(paths, workspace):
+        return ()
+    text = f"{file} is not read, since this folder is not trusted; if you know what is in it: kcode trust {workspace}"
+    return (Notice("info", text),)
+
+
 def expanded(values: dict[str, str]) -> dict[str, str]:
     """Raises ConfigError for a variable that is not set."""
 
@@ -83,7 +93,7 @@ def _text(file: Path) -> str:
 
 def _of_toml(file: Path) -> dict[str, ServerConfig]:
     try:
-        return _parsed(tomllib.loads(_text(file)).get("mcp", {}), file)
+        return parsed(tomllib.loads(_text(file)).get("mcp", {}), file)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{file} is not valid TOML: {error}") from error
 
@@ -93,10 +103,11 @@ def _of_json(file: Path) -> dict[str, ServerConfig]:
         value = json.loads(_text(file) or "{}")
     except ValueError as error:
         raise ConfigError(f"{file} is not valid JSON: {error}") from error
-    return _parsed(value.get("mcpServers", {}) if isinstance(value, dict) else value, file)
+    return parsed(value.get("mcpServers", {}) if isinstance(value, dict) else value, file)
 
 
-def _parsed(table: object, file: Path) -> dict[str, ServerConfig]:
+def parsed(table: object, file: Path) -> dict[str, ServerConfig]:
+    """The servers of a table read from `file`. Raises ConfigError naming what is wrong in it."""
     if not isinstance(table, dict):
         raise ConfigError(f"{file}: the tool servers must be a table of names")
     servers: dict[str, ServerConfig] = {}

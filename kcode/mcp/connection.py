@@ -68,6 +68,7 @@ class Connection:
     async def call(self, tool: str, arguments: dict[str, object]) -> CallToolResult:
         """Raises ServerFailed; the next call connects anew."""
         from mcp import MCPError
+        from mcp.types import CONNECTION_CLOSED
 
         client = await self._open()
         try:
@@ -77,7 +78,7 @@ class Connection:
             raise ServerFailed(f"no answer within {self.config.timeout_s:g} s", is_gone=False) from error
         except MCPError as error:
             # An answer that says no leaves the connection whole; a broken one reports itself in the same class.
-            if error.code == -32000:
+            if error.code == CONNECTION_CLOSED:
                 await self.close()
             raise ServerFailed(said(error)) from error
         except Exception as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from kcode.events import Notice
-from kcode.mcp.config import find_servers
+from kcode.mcp.config import find_servers, ignored
 from kcode.mcp.connection import Connection, ServerFailed
 from kcode.mcp.tool import McpTool
 from kcode.model import ToolSpec
@@ -40,13 +40,14 @@ class ToolServers:
 async def open_servers(paths: Paths, workspace: Path, sandbox: Sandbox) -> ToolServers:
     """Ask all configured servers at once. One that fails is a notice. Raises ConfigError for a wrong configuration."""
     configs = find_servers(paths, workspace)
+    told = ignored(paths, workspace)
     if configs and importlib.util.find_spec("mcp") is None:
         text = f"{len(configs)} tool servers are not used: the package mcp is missing; pip install 'kcode-agent[mcp]'"
-        return ToolServers((), (), (Notice("warning", text),))
+        return ToolServers((), (), (*told, Notice("warning", text)))
     connections = tuple(Connection(name, config, workspace, paths.logs) for name, config in sorted(configs.items()))
     outputs = Outputs(sandbox)
     tools: list[McpTool] = []
-    notices: list[Notice] = []
+    notices = [*told]
     try:
         answers = await asyncio.gather(*(connection.tools() for connection in connections), return_exceptions=True)
     except BaseException:
