@@ -103,6 +103,20 @@ def examine_sandbox() -> Finding:
     )
 
 
+def examine_layers() -> Finding:
+    """What the sandbox can be built with here; what is missing in it is no fault as long as one works."""
+    from kcode_sandbox.machine import machine_means
+
+    means = machine_means()
+    missing = "; ".join(f"{one.name}: {one.detail}" for one in means if not one.works)
+    return Finding(
+        "layers",
+        "ok" if not missing else "missing",
+        "; ".join(f"{one.name}: {one.detail}" for one in means if one.works),
+        missing,
+    )
+
+
 def examine_programs() -> list[Finding]:
     wanted = {
         "git": "no checkpoints: no undo, no diff of the result",
@@ -180,7 +194,14 @@ def examine_config() -> Finding:
 def examine() -> list[Finding]:
     """Everything, in the order of the output. Takes some seconds: a sandbox is started and the engine's libraries are loaded."""
     findings = [Finding("kcode", "ok", f"{__version__}, Python {platform.python_version()}, {platform.platform()}")]
-    single: tuple[Callable[[], Finding], ...] = (examine_config, examine_cpu, examine_memory, examine_gpu, examine_sandbox)
+    single: tuple[Callable[[], Finding], ...] = (
+        examine_config,
+        examine_cpu,
+        examine_memory,
+        examine_gpu,
+        examine_sandbox,
+        examine_layers,
+    )
     findings += [examination() for examination in single]
     return [*findings, *examine_programs(), *examine_engine(), examine_models()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -9,8 +10,11 @@ from kcode_sandbox.bubblewrap import HOME, BubblewrapBackend, home_of, inner_env
 from kcode_sandbox.client import WorkerSandbox
 from kcode_sandbox.detect import Candidate, usable_binaries
 from kcode_sandbox.errors import SandboxUnavailableError
+from kcode_sandbox.landlock import LandlockBackend, residue
+from kcode_sandbox.machine import Means, machine_means
 from kcode_sandbox.policy import Limits, Policy
 from kcode_sandbox.toolchains import outermost
+from kcode_sandbox.worker.landlock import version as landlock_version
 
 SHOWN_PATHS = 12
 
@@ -29,22 +33,32 @@ async def explain(policy: Policy) -> Explanation:
     if policy.profile == "danger-full-access":
         lines = ("commands may do all that you may: read your keys, write anywhere, use the network",)
         return Explanation(True, (("no sandbox", lines),), {"profile": policy.profile, "sandbox": None, "stands": True})
+    means = await asyncio.to_thread(machine_means)
     try:
-        binaries = usable_binaries()
-        backend = BubblewrapBackend([candidate.path for candidate in binaries])
+        binaries = usable_binaries() if policy.backend != "landlock" else []
+        backend = BubblewrapBackend([candidate.path for candidate in binaries]) if binaries else LandlockBackend()
         sandbox = WorkerSandbox(policy, backend)
         await sandbox.start()
     except SandboxUnavailableError as error:
         reason = str(error)
         document: dict[str, object] = {"profile": policy.profile, "sandbox": None, "stands": False, "reason": reason}
-        return Explanation(False, (("no sandbox", (reason, "kcode runs nothing until this is mended")),), document)
+        sections = (("no sandbox", (reason, "kcode runs nothing until this is mended")), _machine(means))
+        return Explanation(False, sections, document | {"machine": [asdict(one) for one in means]})
     try:
-        return _explain(policy, backend, binaries)
+        return _explain(policy, backend, binaries, means)
     finally:
         await sandbox.close()
 
 
-def _explain(policy: Policy, backend: BubblewrapBackend, binaries: Sequence[Candidate]) -> Explanation:
+def _machine(means: Sequence[Means]) -> tuple[str, tuple[str, ...]]:
+    return "this machine", tuple(f"{one.name}: {one.detail}" if one.works else f"{one.name}: no: {one.detail}" for one in means)
+
+
+def _explain(
+    policy: Policy, backend: BubblewrapBackend | LandlockBackend, binaries: Sequence[Candidate], means: Sequence[Means]
+) -> Explanation:
+    if isinstance(backend, LandlockBackend):
+        return _explain_degraded(policy, backend, means)
     around = survey(policy, home_of(policy))
     may_write = policy.profile == "workspace-write"
     writable = [str(path) for path in (policy.workspace, *policy.writable)] if may_write else []
@@ -68,6 +82,7 @@ def _explain(policy: Policy, backend: BubblewrapBackend, binaries: Sequence[Cand
         "environment": names,
         "limits": asdict(policy.limits),
         "layers": layers,
+        "machine": [asdict(one) for one in means],
     }
     tried = ", then ".join(f"{candidate.path} {candidate.version}" for candidate in binaries)
     networks = {
@@ -86,6 +101,44 @@ def _explain(policy: Policy, backend: BubblewrapBackend, binaries: Sequence[Cand
         ("environment variables", (" ".join(names),)),
         ("limits", _limit_lines(policy.limits)),
         ("layers", tuple(f"{name}: {state}" for name, state in layers.items())),
+        _machine(means),
+    )
+    return Explanation(True, sections, document)
+
+
+def _explain_degraded(policy: Policy, backend: LandlockBackend, means: Sequence[Means]) -> Explanation:
+    may_write = policy.profile == "workspace-write"
+    writable = [str(path) for path in (policy.workspace, *policy.writable)] if may_write else []
+    mended = [str(path) for path in backend.protected]
+    layers = {
+        "namespaces": "none, since Landlock was named",
+        "Landlock": f"names what may be read and written (interface {landlock_version()})",
+        "system calls": "filtered (seccomp); " + ("sockets of services refused" if policy.network == "on" else "sockets refused"),
+        "capabilities": "none, and no way to new privileges",
+        "control group": "bounds processes of all together" if backend.bounds_group else "none",
+    }
+    document: dict[str, object] = {
+        "profile": policy.profile,
+        "sandbox": "landlock",
+        "degraded": True,
+        "stands": True,
+        "network": policy.network_text,
+        "writable": writable,
+        "put_back": mended,
+        "open": list(residue()),
+        "limits": asdict(policy.limits),
+        "layers": layers,
+        "machine": [asdict(one) for one in means],
+    }
+    sections = (
+        ("sandbox", (f"Landlock (degraded) · {policy.profile} · built and checked from inside just now",)),
+        ("may be written", tuple(writable) or ("nothing",)),
+        ("put back after each command, since it runs or steers programs later", _shortened(mended)),
+        ("left open, which bubblewrap would hold", residue()),
+        ("network", ("on" if policy.network == "on" else "off: no socket at all, also none inside",)),
+        ("limits", _limit_lines(policy.limits)),
+        ("layers", tuple(f"{name}: {state}" for name, state in layers.items())),
+        _machine(means),
     )
     return Explanation(True, sections, document)
 

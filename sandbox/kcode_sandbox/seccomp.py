@@ -41,6 +41,8 @@ class Machine:
     ioctl: int
     socket: int
     socketpair: int
+    of_others: tuple[tuple[int, int], ...]
+    """Calls on a process, by the offset of the argument that names it: 0 is the caller itself."""
     has_x32: bool
     refused: tuple[int, ...]
     shared: tuple[int, ...]
@@ -61,6 +63,7 @@ MACHINES = {
         ioctl=16,
         socket=41,
         socketpair=53,
+        of_others=((302, ARGUMENT_0), (141, ARGUMENT_1)),
         has_x32=True,
         refused=(
             *(103, 163, 179, 248, 249, 250, 279, 237, 239, 238, 256),
@@ -80,6 +83,7 @@ MACHINES = {
         ioctl=29,
         socket=198,
         socketpair=199,
+        of_others=((261, ARGUMENT_0), (140, ARGUMENT_1)),
         has_x32=False,
         refused=(
             *(116, 89, 60, 217, 218, 219, 239, 235, 236, 237, 238),
@@ -123,6 +127,8 @@ def filter_program(machine: Machine, families: Sequence[int] = FAMILIES, refused
         # One of a pair of datagram sockets can be led to any other name.
         pair = _op(LOAD, ARGUMENT_1) + _op(AND, SOCKET_TYPE) + _fail_when_equal(DATAGRAM, errno.EACCES)
         bodies.append((machine.socketpair, pair))
+        for number, argument in machine.of_others:  # prlimit64, setpriority
+            bodies.append((number, _op(LOAD, argument) + _op(JUMP_EQUAL, 0, 1, 0) + _op(RETURN, FAIL | errno.EPERM)))
     for number, body in bodies:
         block = body + _op(RETURN, ALLOW)
         program += [_op(JUMP_EQUAL, number, 0, len(block) // INSTRUCTION.size), block]

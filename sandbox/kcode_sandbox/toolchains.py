@@ -1,5 +1,7 @@
 """Compilers and interpreters that live outside /usr: found outside, seen read-only inside at their own path.
 
+What this user may not look into counts as absent, which os.path says and pathlib does not.
+
 Only the user's environment and well-known folders are asked, never the workspace: a link in a repository may point
 into a toolchain, it cannot add one.
 """
@@ -52,7 +54,7 @@ def find_toolchains(environment: Mapping[str, str], home: Path, workspace: Path)
     candidates = [*_named_roots(environment, home), *_path_roots(environment, home), Path(sys.base_prefix)]
     allowed = [path for path in _with_links(candidates) if _may_show(path, home, workspace)]
     roots = outermost(allowed)
-    covered = [root / name for root in roots for name in CREDENTIAL_NAMES if (root / name).is_file()]
+    covered = [root / name for root in roots for name in CREDENTIAL_NAMES if os.path.isfile(root / name)]
     return Toolchains(tuple(roots), tuple(covered))
 
 
@@ -72,10 +74,10 @@ def _path_roots(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
         if not path.is_absolute():
             continue
         prefix = path.parent
-        installed = any((prefix / name).exists() for name in ("pyvenv.cfg", "lib", "lib64", "conda-meta", "include"))
+        installed = any(os.path.exists(prefix / name) for name in ("pyvenv.cfg", "lib", "lib64", "conda-meta", "include"))
         if path.name in ("bin", "sbin", "Scripts") and installed and _is_narrow(prefix, home):
             yield prefix
-        if path.name == "shims" and any((prefix / name).is_dir() for name in ("libexec", "versions", "installs")):
+        if path.name == "shims" and any(os.path.isdir(prefix / name) for name in ("libexec", "versions", "installs")):
             yield prefix
         yield path
 
@@ -83,16 +85,16 @@ def _path_roots(environment: Mapping[str, str], home: Path) -> Iterator[Path]:
 def _with_links(paths: Iterable[Path]) -> Iterator[Path]:
     """Each path's real folder and, for interpreters of virtual environments, every folder a link leads through."""
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):
             continue
         yield path.resolve()
-        if (path / "pyvenv.cfg").is_file():
+        if os.path.isfile(path / "pyvenv.cfg"):
             yield from _hops(path / "bin" / "python")
 
 
 def _hops(link: Path) -> Iterator[Path]:
     for _ in range(MAX_HOPS):
-        if not link.is_symlink():
+        if not os.path.islink(link):
             break
         link = link.parent / os.readlink(link)
         folder = Path(os.path.normpath(link.parent))
@@ -133,7 +135,7 @@ def workspace_venvs(workspace: Path) -> list[Path]:
 def own_programs() -> dict[str, Path]:
     """Programs kcode brings as wheels and its tools call by name inside."""
     folders = (Path(sysconfig.get_path("scripts")), Path(sys.executable).parent)
-    found = {name: folder / name for folder in reversed(folders) for name in ("rg",) if (folder / name).is_file()}
+    found = {name: folder / name for folder in reversed(folders) for name in ("rg",) if os.path.isfile(folder / name)}
     return {name: path.resolve() for name, path in found.items()}
 
 

@@ -1,7 +1,8 @@
 """How well the sandbox holds, and what it costs. The last line is one JSON object.
 
-attacks, succeeded: attacks tried behind the walls, and those that had their effect. must_work, failed: the same of legitimate
-jobs.
+attacks, succeeded: attacks tried behind bubblewrap's walls by this user and, where this is root, by an ordinary one, and those
+that had their effect. must_work, failed: the same of legitimate jobs. landlock: the same on the fallback without what its tables
+say it leaves open, which residue counts.
 shell_ms, oneshot_ms: what a command costs in the persistent shell and by itself beyond the same without walls. start_ms: a start
 with its self-check, median. clone_ms: a copy-on-write clone of a workspace of
 50,000 files and 1 GB, its sandbox started, median.
@@ -18,17 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-from kcode_bench.attacks.attack import read_attacks
-from kcode_bench.attacks.jobs import read_jobs, work
-from kcode_bench.attacks.run import walled
+from kcode_bench.sandbox_trials import command, run_as_ordinary
 from kcode_sandbox.client import WorkerSandbox
 from kcode_sandbox.clone import open_clone
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
-from kcode_sandbox.policy import Policy
+from kcode_sandbox.policy import Choice, Policy
 
 ROUNDS = 40
 CLONED_FILES = 50_000
@@ -44,28 +44,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory(prefix="kcode-bench-") as folder:
         if not chosen.costs_only:
-            result |= asyncio.run(_trials(Path(folder)))
+            os.chmod(folder, 0o755)
+            result |= _trials(Path(folder))
         workspace = Path(folder).resolve() / "costs"
         workspace.mkdir()
         result |= asyncio.run(_costs(workspace))
     print(json.dumps(result))
-    return 1 if result.get("succeeded") or result.get("failed") else 0
+    runs = (result, result.get("landlock", {}))
+    return 1 if any(run.get("succeeded") or run.get("failed") for run in runs if isinstance(run, dict)) else 0
 
 
-async def _trials(folder: Path) -> dict[str, object]:
-    attacks, jobs = read_attacks(), [job for job in read_jobs() if job.possible]
-    succeeded = failed = 0
-    for number, attack in enumerate(attacks):
-        trial = await walled(attack, folder / f"attack-{number}")
-        succeeded += trial.succeeded
-        if trial.succeeded:
-            print(f"succeeded: {attack.id}: {trial.output.strip()[-200:]}", file=sys.stderr)
-    for number, job in enumerate(jobs):
-        trial = await work(job, folder / f"job-{number}")
-        failed += not trial.succeeded
-        if not trial.succeeded:
-            print(f"failed: {job.name}: {trial.output.strip()[-200:]}", file=sys.stderr)
-    return {"attacks": len(attacks), "succeeded": succeeded, "must_work": len(jobs), "failed": failed}
+def _trials(folder: Path) -> dict[str, object]:
+    """Both backends, each by this user and, where this is root, by an ordinary one; two runs at a time."""
+    backends: tuple[Choice, ...] = ("auto", "landlock")
+    runs = [(backend, by_other) for by_other in ((False, True) if os.getuid() == 0 else (False,)) for backend in backends]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda run: _trial(run[0], folder if run[1] else None), runs))
+    counts = [_counted([trials for trials in found if trials.get("backend") == backend]) for backend in backends]
+    walls, landlock = counts
+    document: dict[str, object] = {name: walls[name] for name in walls if name != "residue"}
+    return document | {"landlock": landlock}
+
+
+def _trial(backend: Choice, folder: Path | None) -> dict[str, object]:
+    """The document of sandbox_trials; with `folder` by an ordinary user."""
+    if folder is None:
+        done = subprocess.run(command(backend), capture_output=True, text=True, check=False)
+    else:
+        try:
+            done = run_as_ordinary(backend, folder / f"ordinary-{backend}")
+        except LookupError as error:
+            print(f"not tried as an ordinary user: {error}", file=sys.stderr)
+            return {}
+    sys.stderr.write(done.stderr)
+    if not done.stdout.strip():
+        raise RuntimeError(f"the trials on {backend} ended with {done.returncode} and said nothing")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _counted(runs: Sequence[dict[str, object]]) -> dict[str, int]:
+    """Numbers of all `runs` together."""
+    names = ("attacks", "succeeded", "must_work", "failed", "residue")
+    return {name: sum(_number(run[name]) for run in runs) for name in names}
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else len(value) if isinstance(value, list) else 0
 
 
 async def _costs(workspace: Path) -> dict[str, object]:

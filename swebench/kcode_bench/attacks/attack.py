@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from kcode_sandbox.policy import Choice
+
 Effect = Literal["leak", "write", "reach", "kill", "later", "outlive", "harm"]
 """leak: the secret is in the output. write: something changed outside the workspace. reach: a listener of the host heard of it.
 kill: the victim is gone. later: what the developer does afterwards ran the payload. outlive: a process is alive after the end.
@@ -21,6 +23,7 @@ class Attack:
     """`script` is bash in the workspace, with the scene's places in its environment (see scene.py).
 
     `control` False: it cannot be shown to work without walls, since it would harm the machine or needs what this user lacks.
+    `residue` names the backends that do not hold it.
     """
 
     group: str
@@ -28,6 +31,7 @@ class Attack:
     effect: Effect
     script: str
     control: bool
+    residue: tuple[Choice, ...] = ()
 
     @property
     def id(self) -> str:
@@ -43,6 +47,7 @@ class _Row(BaseModel):
     script: str
     language: Literal["bash", "python"] = "bash"
     control: bool = True
+    residue: tuple[Choice, ...] = ()
 
 
 class _Table(BaseModel):
@@ -56,7 +61,7 @@ def read_attacks() -> tuple[Attack, ...]:
     found: list[Attack] = []
     for name in TABLES:
         table = _Table.model_validate(tomllib.loads((files("kcode_bench.attacks") / name).read_text(encoding="utf-8")))
-        found += [Attack(row.group, row.name, row.effect, _script(row), row.control) for row in table.attack]
+        found += [Attack(row.group, row.name, row.effect, _script(row), row.control, row.residue) for row in table.attack]
     return tuple(found)
 
 

@@ -13,17 +13,18 @@ from kcode_bench.attacks.run import TIME_LIMIT_S, Trial
 from kcode_bench.attacks.scene import build
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
-from kcode_sandbox.policy import Policy
+from kcode_sandbox.policy import Choice, Policy
 
 
 class Job(BaseModel):
-    """Must end with exit code 0. `needs` is a program without which there is nothing to try."""
+    """Must end with exit code 0. Without the program `needs` there is nothing to try; the backends `residue` hinder it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     script: str
     needs: str = ""
+    residue: tuple[Choice, ...] = ()
 
     @property
     def possible(self) -> bool:
@@ -41,12 +42,12 @@ def read_jobs() -> tuple[Job, ...]:
     return tuple(_Table.model_validate(tomllib.loads(text)).job)
 
 
-async def work(job: Job, root: Path) -> Trial:
+async def work(job: Job, root: Path, backend: Choice = "auto") -> Trial:
     """The job in a sandbox as an agent has it, in a fresh scene below the new folder `root`."""
     scene = build(root)
     try:
         environment = tuple(sorted(clean_environment(scene.environment).items()))
-        sandbox = open_sandbox(Policy(scene.workspace.resolve(), environment=environment))
+        sandbox = open_sandbox(Policy(scene.workspace.resolve(), environment=environment, backend=backend))
         await sandbox.start()
         try:
             result = await sandbox.exec(["bash", "-c", job.script], timeout_s=2 * TIME_LIMIT_S)

@@ -11,7 +11,7 @@ from kcode_bench.attacks.attack import Attack, Effect
 from kcode_bench.attacks.scene import Scene, alive_after, build, fingerprint, replay
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
-from kcode_sandbox.policy import Limits, Policy
+from kcode_sandbox.policy import Choice, Limits, Policy
 
 TIME_LIMIT_S = 25.0
 LIMITS = Limits(processes=256, tmp_bytes=64 << 20)
@@ -25,12 +25,13 @@ class Trial:
     output: str
 
 
-async def walled(attack: Attack, root: Path) -> Trial:
+async def walled(attack: Attack, root: Path, backend: Choice = "auto") -> Trial:
     """The attack in the sandbox as an agent has it, in a scene below the new folder `root`."""
     scene = build(root)
     try:
         environment = tuple(sorted(clean_environment(scene.environment).items()))
-        sandbox = open_sandbox(Policy(scene.workspace.resolve(), environment=environment, limits=LIMITS))
+        policy = Policy(scene.workspace.resolve(), environment=environment, limits=LIMITS, backend=backend)
+        sandbox = open_sandbox(policy)
         await sandbox.start()
         try:
             argv = ["bash", "-c", attack.script]
