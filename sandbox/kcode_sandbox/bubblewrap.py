@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -75,16 +76,20 @@ def closed_to_others(top: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Files and folders not everybody may read. They must be covered: as root the kernel would let us read them."""
     files: list[str] = []
     folders: list[str] = []
-    for folder, names, leaves in os.walk(top):
-        for name in list(names):
-            path = os.path.join(folder, name)
-            if not os.path.islink(path) and os.stat(path).st_mode & 0o005 != 0o005:
-                folders.append(path)
-                names.remove(name)
-        for name in leaves:
-            path = os.path.join(folder, name)
-            if not os.path.islink(path) and os.path.isfile(path) and not os.stat(path).st_mode & 0o004:
-                files.append(path)
+    pending = [top]
+    while pending:
+        try:
+            entries = list(os.scandir(pending.pop()))
+        except OSError:
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                continue
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode):
+                (pending if mode & 0o005 == 0o005 else folders).append(entry.path)
+            elif stat.S_ISREG(mode) and not mode & 0o004:
+                files.append(entry.path)
     return tuple(files), tuple(folders)
 
 

@@ -19,6 +19,7 @@ from kcode_sandbox.guard import HELD_NAMES
 
 PRUNED = frozenset({"node_modules", ".venv", "venv", "__pycache__", ".tox", "target"})
 MAX_FOLDERS = 50_000
+MARKED = frozenset({".git", *HELD_NAMES})
 SELF = b".\n"
 CONFIG_PATH = re.compile(r"^\s*(hookspath|path)\s*=\s*\"?([^\"\n;#]+)", re.IGNORECASE | re.MULTILINE)
 
@@ -106,6 +107,9 @@ def _survey(found: Protection, workspace: Path) -> Iterator[Path]:
         if {"HEAD", "objects", "refs"} <= {entry.name for entry in entries}:
             _protect_bare(found, workspace, Path(folder))
         for entry in entries:
+            # Nearly all are files that mean nothing: for them no more than this is done.
+            if entry.name not in MARKED and entry.is_file(follow_symlinks=False):
+                continue
             _note(found, workspace, entry)
             if entry.name == ".git":
                 if entry.is_symlink() and folder == str(workspace):
@@ -117,13 +121,13 @@ def _survey(found: Protection, workspace: Path) -> Iterator[Path]:
 
 
 def _note(found: Protection, workspace: Path, entry: os.DirEntry[str]) -> None:
-    path = Path(entry.path)
     if entry.name in HELD_NAMES:
+        path = Path(entry.path)
         found.known.add(path)
         if not entry.is_symlink():
             _protect_paths(found, workspace, [path])
     elif _is_socket(entry):
-        found.sockets.append(path)
+        found.sockets.append(Path(entry.path))
 
 
 def _is_socket(entry: os.DirEntry[str]) -> bool:

@@ -52,7 +52,9 @@ class Toolchains:
 
 def find_toolchains(environment: Mapping[str, str], home: Path, workspace: Path) -> Toolchains:
     candidates = [*_named_roots(environment, home), *_path_roots(environment, home), Path(sys.base_prefix)]
-    allowed = [path for path in _with_links(candidates) if _may_show(path, home, workspace)]
+    allowed = [
+        path for path in _with_links(candidates) if _may_show(path, home, workspace) and os.access(path, os.R_OK | os.X_OK)
+    ]
     roots = outermost(allowed)
     covered = [root / name for root in roots for name in CREDENTIAL_NAMES if os.path.isfile(root / name)]
     return Toolchains(tuple(roots), tuple(covered))
@@ -111,7 +113,7 @@ def _may_show(path: Path, home: Path, workspace: Path) -> bool:
         return False
     if path in workspace.parents or path.is_relative_to(workspace):
         return False
-    return not any(path.is_relative_to(root) for root in SYSTEM)
+    return not _below(str(path), map(str, SYSTEM))
 
 
 def outermost(paths: Iterable[Path]) -> list[Path]:
@@ -141,10 +143,11 @@ def own_programs() -> dict[str, Path]:
 
 def visible_path(path: str, roots: Iterable[Path]) -> str:
     """PATH in the user's order, without what cannot be seen inside."""
-    seen = [*roots, *SYSTEM]
-    kept = [entry for entry in path.split(":") if entry and any(_below(entry, root) for root in seen)]
+    seen = tuple(str(root) for root in (*roots, *SYSTEM))
+    kept = [entry for entry in path.split(":") if entry and (_below(entry, seen) or _below(os.path.realpath(entry), seen))]
     return ":".join(dict.fromkeys(kept))
 
 
-def _below(entry: str, root: Path) -> bool:
-    return Path(entry).is_relative_to(root) or Path(os.path.realpath(entry)).is_relative_to(root)
+def _below(path: str, roots: Iterable[str]) -> bool:
+    normal = os.path.normpath(path)
+    return any(normal == root or normal.startswith(f"{root}/") for root in roots)

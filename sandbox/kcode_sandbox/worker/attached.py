@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.worker.commands import Supervised, start_failure
@@ -12,8 +12,7 @@ from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.processes import Stdio, spawn
 
 
-@dataclass(frozen=True, slots=True)
-class AttachedJob:
+class AttachedJob(NamedTuple):
     """`on_done` is called once with the reply's head, or `on_failure` when the program could not be started."""
 
     argv: Sequence[str]

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.worker.events import Events, Reader, Writer
@@ -19,8 +19,7 @@ DRAIN_S = 2.0
 KILL_PATIENCE_S = 6.0
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What to run. `on_chunk` is called with live output; `on_done` once with the reply's head and body."""
 
     argv: Sequence[str]

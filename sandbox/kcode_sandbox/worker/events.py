@@ -8,17 +8,23 @@ import os
 import selectors
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 READ_BYTES = 1 << 16
 
 
-@dataclass(order=True)
 class Timer:
-    due: float
-    number: int
-    action: Callable[[], None] = field(compare=False)
-    cancelled: bool = field(default=False, compare=False)
+    """Ordered by when it is due, then by `number`."""
+
+    __slots__ = ("action", "cancelled", "due", "number")
+
+    def __init__(self, due: float, number: int, action: Callable[[], None]) -> None:
+        self.due = due
+        self.number = number
+        self.action = action
+        self.cancelled = False
+
+    def __lt__(self, other: Timer) -> bool:
+        return (self.due, self.number) < (other.due, other.number)
 
     def cancel(self) -> None:
         self.cancelled = True

@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
-import shutil
 import stat
-from pathlib import Path
 
 from kcode_sandbox.protocol import Head
 
@@ -99,7 +96,7 @@ def write_file(path: str, data: bytes, expect_sha256: str | None, create_parents
     if create_parents:
         os.makedirs(folder, exist_ok=True)
     # The name is short enough for any target, and git ignores nothing by it: it exists for microseconds.
-    neighbour = os.path.join(folder, f".kcode-{secrets.token_hex(8)}.tmp")
+    neighbour = os.path.join(folder, f".kcode-{os.urandom(8).hex()}.tmp")
     try:
         _write_new(neighbour, data, old)
         if expect_sha256 == "":
@@ -108,7 +105,8 @@ def write_file(path: str, data: bytes, expect_sha256: str | None, create_parents
             _check_fresh(real, path, expect_sha256)
             os.replace(neighbour, real)
     finally:
-        Path(neighbour).unlink(missing_ok=True)
+        if os.path.lexists(neighbour):
+            os.unlink(neighbour)
     _sync_folder(folder)
     return describe(real, os.stat(real), hashlib.sha256(data).hexdigest())
 
@@ -168,6 +166,8 @@ def remove(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         if os.path.realpath(path) == os.getcwd():
             raise FileFailure("EINVAL", path, f"{path} is the workspace itself; name what is inside it")
+        import shutil  # heavy, and seldom needed
+
         shutil.rmtree(path)
     else:
         os.unlink(path)

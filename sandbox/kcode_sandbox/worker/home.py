@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 FOLDERS = (".cache", ".config", ".local/bin", ".local/share")
 
 
 def furnish(home: str, git_configuration: bytes) -> None:
     for folder in FOLDERS:
-        (Path(home) / folder).mkdir(parents=True, exist_ok=True)
-    (Path(home) / ".gitconfig").write_bytes(git_configuration)
+        os.makedirs(os.path.join(home, folder), exist_ok=True)
+    with open(os.path.join(home, ".gitconfig"), "wb") as file:
+        file.write(git_configuration)

@@ -1,6 +1,7 @@
 """The process inside: reads requests from stdin, answers on stdout, and takes everything with it when stdin ends.
 
-Run as `python -I -S -B -c "..."`; needs nothing but the standard library. Requests are answered as they finish, so a
+Run as `python -I -S -B -c "..."`; needs nothing but the standard library, and of that at the start only what starts fast: every
+session waits for it. Requests are answered as they finish, so a
 long command delays nobody; a request's id comes back in its reply and in the output frames before it.
 """
 
@@ -26,13 +27,13 @@ from kcode_sandbox.protocol import (
     text_of,
     texts_of,
 )
-from kcode_sandbox.worker import files, home, landlock, listing, placing, selfcheck
+from kcode_sandbox.worker import files, home, landlock, selfcheck
 from kcode_sandbox.worker.attached import AttachedCommand, AttachedJob
 from kcode_sandbox.worker.commands import Command, Job
 from kcode_sandbox.worker.events import Events, Reader, Writer
 from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_descendants, prctl
-from kcode_sandbox.worker.relay import proxy_variables, start_relay
+from kcode_sandbox.worker.proxied import proxy_variables
 from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
 from kcode_sandbox.worker.walls import raise_walls
@@ -118,6 +119,8 @@ class Worker:
             raise_walls(object_of(head, "walls"))
         fence = landlock.fence(texts_of(head, "fence")) if head.get("fence") else 0
         if head.get("proxy"):
+            from kcode_sandbox.worker.relay import start_relay
+
             self._environment |= proxy_variables(start_relay(text_of(head, "proxy")))
         if flag_of(head, "own_network"):
             self._routes.watch()
@@ -143,7 +146,9 @@ class Worker:
         self._reply(number, {})
 
     def _place(self, number: int, head: Head, body: bytes) -> None:
-        wanted, expected = (_standing_of(object_of(head, name)) for name in ("wanted", "expected"))
+        from kcode_sandbox.worker import placing
+
+        wanted, expected = (placing.standing_of(object_of(head, name)) for name in ("wanted", "expected"))
         self._reply(number, {"changed": placing.place(text_of(head, "path"), wanted, body, expected)})
 
     def _list(self, number: int, head: Head, body: bytes) -> None:
@@ -151,8 +156,10 @@ class Worker:
         threading.Thread(target=self._list_aside, args=(number, root, max_files, dict(self._environment)), daemon=True).start()
 
     def _list_aside(self, number: int, root: str, max_files: int, environment: Mapping[str, str]) -> None:
+        from kcode_sandbox.worker.listing import list_files
+
         try:
-            entries = listing.list_files(root, max_files, environment)
+            entries = list_files(root, max_files, environment)
             rows = [f"{found.st_size} {found.st_mtime_ns} {found.st_mode & 0o7777} {name}" for name, found in entries]
             frame = encode({"id": number}, "\0".join(rows).encode(errors="surrogateescape"))
         except OSError as error:
@@ -226,10 +233,6 @@ def _argv_of(head: Head) -> list[str]:
     if not argv or any("\0" in part for part in argv):
         raise FileFailure("EINVAL", "", f"argv {argv!r} names no program or holds a NUL")
     return argv
-
-
-def _standing_of(head: Head) -> placing.Standing:
-    return placing.Standing(text_of(head, "kind"), flag_of(head, "executable"), text_of(head, "sha256"))
 
 
 def _stdio_of(head: Head) -> Stdio | None:

@@ -13,6 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from kcode_sandbox.protocol import Head, flag_of, text_of
 from kcode_sandbox.worker.files import FileFailure
 
 EXECUTABLE = 0o111
@@ -67,6 +68,10 @@ def place(path: str, wanted: Standing, data: bytes, expected: Standing) -> bool:
     finally:
         Path(neighbour).unlink(missing_ok=True)
     return True
+
+
+def standing_of(head: Head) -> Standing:
+    return Standing(text_of(head, "kind"), flag_of(head, "executable"), text_of(head, "sha256"))
 
 
 def _check_folders(path: str) -> None:

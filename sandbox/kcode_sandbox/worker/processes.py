@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kcode_sandbox.worker import landlock
 
@@ -37,8 +37,7 @@ def prctl(option: int, value: int) -> None:
         raise OSError(code, f"prctl({option}, {value}): {os.strerror(code)}")
 
 
-@dataclass(frozen=True, slots=True)
-class Stdio:
+class Stdio(NamedTuple):
     """Descriptors for the program. With `terminal` set it becomes the controlling terminal and 0-2, then `stdin` replaces 0.
 
     `extra` maps a descriptor of ours to its number in the program.
@@ -51,8 +50,7 @@ class Stdio:
     extra: tuple[tuple[int, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Child:
+class Child(NamedTuple):
     """`pid` is the supervisor's. `status_fd` gives one line: the exit code, or "E<errno> <what>"; then end of file."""
 
     pid: int

@@ -11,14 +11,6 @@ import sys
 from kcode_sandbox.worker.processes import PR_SET_PDEATHSIG, close_all_but, prctl
 
 PIECE_BYTES = 1 << 16
-HERE = "localhost,127.0.0.1,::1"
-
-
-def proxy_variables(port: int) -> dict[str, str]:
-    """How programs are told; some read one spelling, some the other. What runs inside is reached directly."""
-    address = f"http://127.0.0.1:{port}"
-    named = {"http_proxy": address, "https_proxy": address, "all_proxy": address, "no_proxy": HERE}
-    return {**named, **{name.upper(): value for name, value in named.items()}, "NODE_USE_ENV_PROXY": "1"}
 
 
 def start_relay(path: str) -> int:

@@ -12,21 +12,20 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.worker.events import Events, Timer
 from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.output import Capture
-from kcode_sandbox.worker.relay import proxy_variables
+from kcode_sandbox.worker.proxied import proxy_variables
 from kcode_sandbox.worker.terminal import Terminal
 
 INTERRUPT_S = 1.5
 KILL_S = 1.5
 
 
-@dataclass(frozen=True, slots=True)
-class ShellRequest:
+class ShellRequest(NamedTuple):
     """`text` is the command or the keys; `wait_s` how long to wait for its end."""
 
     text: bytes

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shlex
 import signal
 import struct
@@ -88,7 +87,7 @@ class Terminal:
         _make_raw_enough(self._screen.fd)
         # Keys that a finished program did not read must not reach the next one.
         _flush_input(self._terminal_path)
-        self._mark = b"\x1e" + secrets.token_hex(16).encode()
+        self._mark = b"\x1e" + os.urandom(16).hex().encode()
         text = self._mark[1:].decode()
         line = f"{{ {KEEP_STATUS}; eval ".encode() + _quoted(command) + f"; }} <>{self._terminal_path} {STATE_FD}>&-\n".encode()
         report = f"printf '\\036%s %d %s\\036%s\\036' {text} $KCODE_STATUS \"$PWD\" {text} >/dev/tty"
