@@ -73,7 +73,8 @@ def commands() -> None:
 @click.option("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
 @click.option("--approval-mode", metavar="MODE", help="plan, ask or auto (default: ask on a screen, auto headless).")
 @click.option("-y", "--yolo", is_flag=True, help="The same as --approval-mode auto.")
-@click.option("--profile", metavar="NAME", help="auto (default), small or standard: how the model is driven.")
+@click.option("--profile", metavar="NAME", help="auto (default), kimi, generic or small: how the model is driven.")
+@click.option("--effort", metavar="LEVEL", help="low, medium or high: how long the model may work and think.")
 @click.option("--max-turns", metavar="N", help="Stop after N model calls.")
 @click.option("--max-tokens", metavar="N", help="Stop after N tokens written by the model.")
 @click.option("--time-limit", metavar="SECONDS", help="Stop after so long.")
@@ -101,6 +102,7 @@ def agent(
     approval_mode: str | None,
     yolo: bool,
     profile: str | None,
+    effort: str | None,
     max_turns: str | None,
     max_tokens: str | None,
     time_limit: str | None,
@@ -124,6 +126,7 @@ def agent(
         "read_dir": ":".join(read_dir) or None,
         "approval_mode": "auto" if yolo else approval_mode,
         "profile": profile,
+        "effort": effort,
         "max_turns": max_turns,
         "max_tokens": max_tokens,
         "time_limit_s": time_limit,

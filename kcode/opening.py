@@ -26,7 +26,7 @@ from kcode.models.local import EngineOptions, LocalModel
 from kcode.models.openai_wire import Writing
 from kcode.models.scripted import ScriptedModel, read_script
 from kcode.paths import Paths, folders_of
-from kcode.profiles import Profile, choose_profile, limits_for, sampling_for
+from kcode.profiles import Profile, choose_profile, limits_for, sampling_for, thinking_for
 from kcode.project import in_project
 from kcode.session import Equipment, Session
 from kcode.settings import SCRIPTED, Settings
@@ -58,7 +58,7 @@ def choose_model(settings: Settings, paths: Paths, on_redacted: Callable[[str], 
         script = read_script(Path(settings.model.removeprefix(SCRIPTED)))
         return ChosenModel(ScriptedModel(script), settings.model, local=False)
     if settings.base_url:
-        writing = Writing(settings.thinking, settings.thinking_retention)
+        writing = Writing(thinking_for(settings, settings.model), settings.thinking_retention)
         key, variable = settings.api_key, settings.api_key_env
         model = HttpModel(
             settings.base_url,
@@ -75,7 +75,7 @@ def choose_model(settings: Settings, paths: Paths, on_redacted: Callable[[str], 
     file = installed_model(settings.model, paths.models)
     options = engine_options(file, settings, paths)
     # What is in the prompt stays there, so that nothing is computed twice.
-    growing = Writing(settings.thinking, settings.thinking_retention or "all")
+    growing = Writing(thinking_for(settings, file.name), settings.thinking_retention or "all")
     model = LocalModel(options, paths.runtime, paths.logs, writing=growing)
     return ChosenModel(model, str(file), local=True, file_bytes=_size_bytes(file))
 
@@ -194,7 +194,14 @@ class Sessions:
         try:
             if not chosen.model.name:
                 await chosen.model.start()
-            profile = choose_profile(settings, chosen.model.name, local=chosen.local, file_bytes=chosen.file_bytes)
+            profile = choose_profile(
+                settings,
+                chosen.model.name,
+                local=chosen.local,
+                file_bytes=chosen.file_bytes,
+                before=_last_profile(transcript, chosen.spec),
+                pictures=chosen.model.sees is True if chosen.spec.startswith(SCRIPTED) else None,
+            )
             grants = Grants(sandbox, self._paths, ask, Path.home().resolve())
             tools = build_tools(sandbox, profile.tools, chosen.model, grants.decide)
             checkpoints = Checkpoints(self._workspace, self._paths.checkpoints(self._workspace))
@@ -203,7 +210,7 @@ class Sessions:
                 model=chosen.model,
                 sandbox=sandbox,
                 tools=tools,
-                specs=build_specs(tools),
+                specs=build_specs(tools, brief=profile.brief),
                 profile=profile,
                 limits=limits_for(profile, settings),
                 sampling=sampling_for(profile, settings),
@@ -219,7 +226,7 @@ class Sessions:
             transcript.append(Opened(utc_now(), chosen.spec, profile.name, sandbox.description))
             context = Context(transcript, settings.context_limit or None)
             if not context.messages:
-                context.add(system(_system_text(profile, self._workspace, sandbox)))
+                context.add(system(system_text(profile, self._workspace, sandbox)))
             equipment = await extend(equipment, self._paths, self._workspace)
         except BaseException:
             if transcript is not None:
@@ -230,7 +237,7 @@ class Sessions:
         return Session(equipment, transcript, context)
 
 
-def _system_text(profile: Profile, workspace: Path, sandbox: Sandbox) -> str:
+def system_text(profile: Profile, workspace: Path, sandbox: Sandbox) -> str:
     """The head of the conversation: nothing in it changes while the session lives."""
     if profile.prompt == "system":
         return load("system", workspace=str(workspace), sandbox=sandbox.description)
@@ -239,6 +246,12 @@ def _system_text(profile: Profile, workspace: Path, sandbox: Sandbox) -> str:
 
 def _last_model(transcript: Transcript) -> str:
     return next((record.model for record in reversed(transcript.records) if isinstance(record, Opened)), "")
+
+
+def _last_profile(transcript: Transcript | None, spec: str) -> str:
+    """The profile of the session's last opening, if that was with the same model: its tools are at the head of the prompt."""
+    opened = [record for record in transcript.records if isinstance(record, Opened)] if transcript is not None else []
+    return opened[-1].profile if opened and opened[-1].model == spec else ""
 
 
 def _when(info: SessionInfo) -> str:

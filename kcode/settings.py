@@ -29,7 +29,8 @@ class Settings:
     model: a catalogue name, a .gguf file, a folder of safetensors, a name the server at `base_url` knows, or "scripted:FILE".
     base_url: an OpenAI-style server; empty means kcode's own engine.
     api_key_env: the environment variable that holds the server's key; the key itself is never a setting.
-    profile: how the model is driven; auto chooses by the model's name and size.
+    profile: how the model is driven; auto chooses by the model's name and size. standard is the old name of generic.
+    effort: how long the model may work and think; empty is the profile's own.
     sandbox: what commands may do with files.
     sandbox_backend: what holds them: auto is bubblewrap; landlock is weaker and for machines that deny namespaces.
     network: off, on, or the hosts they may reach ("example.org,*.example.net:8443").
@@ -52,7 +53,8 @@ class Settings:
     model: str = ""
     base_url: str = ""
     api_key_env: str = "KCODE_API_KEY"
-    profile: Literal["auto", "small", "standard"] = "auto"
+    profile: Literal["auto", "kimi", "generic", "small", "standard"] = "auto"
+    effort: Literal["", "low", "medium", "high"] = ""
     sandbox: Literal["read-only", "workspace-write", "danger-full-access"] = "workspace-write"
     sandbox_backend: Literal["auto", "bubblewrap", "landlock"] = "auto"
     network: str = "off"

@@ -138,7 +138,7 @@ class HttpModel:
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelEvent, None]:
         if request.grammar is not None or request.prefix:
-            raise ModelError(f"{self._base} cannot bind an answer to a grammar or prefix; use --profile standard")
+            raise ModelError(f"{self._base} cannot bind an answer to a grammar or prefix; use --profile generic")
         request = self._without_keys(request)
         body = encode_request(request, self._name, native=False, writing=self._writing)
         first_call = sum(len(message.calls) for message in request.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -28,6 +29,10 @@ from kcode.tools.tool import Tool
 from kcode.tools.view_image import ViewImageTool
 from kcode_prompts.prompt import load
 from kcode_sandbox.sandbox import Sandbox
+
+# What a small model is told of beside the arguments that must be given.
+BRIEF_ARGUMENTS = frozenset({"path", "offset", "target"})
+BRIEF_SENTENCES = 2
 
 # A tool whose `run` and `summary` take what its own `arguments` model parsed, and nothing else.
 AnyTool = Tool[BaseModel]
@@ -64,13 +69,30 @@ def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel, decide
     return tuple(known[name] for name in names)
 
 
-def spec(tool: AnyTool) -> ToolSpec:
+def spec(tool: AnyTool, *, brief: bool = False) -> ToolSpec:
     """What the model is told: the text from prompts/tools and the schema of the arguments."""
-    return ToolSpec(tool.name, load(f"tools/{tool.name}"), plain_schema(tool.arguments.model_json_schema()))
+    schema = plain_schema(tool.arguments.model_json_schema())
+    text = load(f"tools/{tool.name}")
+    if brief:
+        return ToolSpec(tool.name, " ".join(re.split(r"(?<=\.) ", text)[:BRIEF_SENTENCES]), brief_schema(schema))
+    return ToolSpec(tool.name, text, schema)
 
 
-def build_specs(tools: Sequence[AnyTool]) -> tuple[ToolSpec, ...]:
-    return tuple(spec(tool) for tool in tools)
+def build_specs(tools: Sequence[AnyTool], *, brief: bool = False) -> tuple[ToolSpec, ...]:
+    """`brief` leaves out the arguments that a small model does without; the tools still take them."""
+    return tuple(spec(tool, brief=brief) for tool in tools)
+
+
+def brief_schema(schema: JsonSchema) -> JsonSchema:
+    """The required arguments and those of BRIEF_ARGUMENTS, by name and type alone."""
+    required = cast("list[str]", schema.get("required", []))
+    properties = cast("dict[str, dict[str, object]]", schema.get("properties", {}))
+    kept = {
+        name: {"type": node.get("type", "string")}
+        for name, node in properties.items()
+        if name in required or name in BRIEF_ARGUMENTS
+    }
+    return {"type": "object", "properties": kept, "required": required}
 
 
 def plain_schema(schema: JsonSchema) -> JsonSchema:

@@ -27,7 +27,7 @@ from kcode.models.openai_wire import JsonObject, encode_messages, encode_tools
 from kcode.models.scripted import Reply, Script, ScriptedCall, ScriptedModel
 from kcode.opening import Sessions
 from kcode.paths import find_paths
-from kcode.profiles import STANDARD
+from kcode.profiles import GENERIC
 from kcode.settings import Settings
 from kcode.tools.toolbox import build_specs, build_tools
 from kcode_sandbox.detect import open_sandbox
@@ -99,7 +99,7 @@ def edited_files(workspace: Path, messages: list[JsonObject]) -> dict[str, str]:
 
 async def play(workspace: Path, script: Path, prompt: str) -> tuple[JsonObject, ...]:
     """The messages of the session, one turn of it."""
-    settings = replace(Settings(), model=f"scripted:{script}", profile="standard")
+    settings = replace(Settings(), model=f"scripted:{script}", profile="generic")
     session = await Sessions(settings, workspace, find_paths(), "auto").open(None, None, None)
     try:
         async with aclosing(session.submit(prompt)) as events:
@@ -115,7 +115,7 @@ async def play(workspace: Path, script: Path, prompt: str) -> tuple[JsonObject, 
 
 
 def declared_tools(workspace: Path) -> list[JsonObject]:
-    return encode_tools(build_specs(build_tools(open_sandbox(Policy(workspace)), STANDARD.tools, ScriptedModel(Script()))))
+    return encode_tools(build_specs(build_tools(open_sandbox(Policy(workspace)), GENERIC.tools, ScriptedModel(Script()))))
 
 
 def answer_tokens(model: Path, messages: list[JsonObject]) -> list[int]:

@@ -63,7 +63,7 @@ async def test_without_vision_the_message_goes_without_the_picture_and_a_notice_
     assert session.messages[1] == user("What is in @shot.png?")
     (answer,) = session.messages[3].results
     assert answer.is_error
-    assert answer.text.startswith("Error: blind has no vision")
+    assert answer.text.startswith("There is no tool 'view_image'.")
 
 
 IMAGE = Image("image/png", "AAAA")

@@ -17,7 +17,7 @@ from kcode.model import Sampling
 from kcode.models.scripted import Reply, Script, ScriptedCall, ScriptedModel
 from kcode.opening import open_policy
 from kcode.paths import Paths
-from kcode.profiles import STANDARD
+from kcode.profiles import GENERIC
 from kcode.session import Equipment, Session
 from kcode.settings import Settings
 from kcode.steps import Ask, Driver, Ending, Limits, Steps
@@ -37,13 +37,13 @@ async def begin(workspace: Path, paths: Paths, tmp_path: Path) -> AsyncIterator[
     async def begin_it(driver: Driver, *replies: Reply, limits: Limits | None = None) -> tuple[Session, ScriptedModel]:
         sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace)
         model = ScriptedModel(Script(replies=replies))
-        tools = build_tools(sandbox, STANDARD.tools, model)
+        tools = build_tools(sandbox, GENERIC.tools, model)
         equipment = Equipment(
             model=model,
             sandbox=sandbox,
             tools=tools,
             specs=build_specs(tools),
-            profile=STANDARD,
+            profile=GENERIC,
             limits=limits or Limits(),
             sampling=Sampling(),
             driver=driver,

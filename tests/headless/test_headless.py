@@ -59,7 +59,7 @@ def test_json_is_one_document(program: Program, inside: Inside, fixing: Replies)
         "result": "add adds now",
         "turns": 3,
         "model": "scripted",
-        "profile": "standard",
+        "profile": "generic",
         "sandbox": document["sandbox"],
         "exit_code": 0,
         "attempts": 1,

@@ -24,7 +24,7 @@ STEPS = 5
 def test_the_whole_loop_runs_on_a_synthetic_model(program: Program, is_k25: bool, thinking: str) -> None:
     folder = program.home / "Synthetic-K2"
     write(folder, SynthShape(layers=2, experts=4, is_k25=is_k25))
-    arguments = ("-p", "Repair calc.py", "-m", str(folder), "--profile", "standard", "--max-turns", str(STEPS), "--seed", "4")
+    arguments = ("-p", "Repair calc.py", "-m", str(folder), "--profile", "kimi", "--max-turns", str(STEPS), "--seed", "4")
     settings = {"KCODE_THINKING": thinking, "KCODE_MAX_ANSWER_TOKENS": "48", "KCODE_ENGINE_IDLE_S": "30"}
     ended = program.run(*arguments, "--output-format", "stream-json", **settings)
     events = [json.loads(line) for line in ended.stdout.splitlines()]

@@ -21,9 +21,9 @@ Call = Callable[..., Awaitable[Outcome]]
 SEEING = ScriptedModel(Script(sees=True))
 
 
-def picture(kind: str, width: int = 37, height: int = 21, **options: object) -> bytes:
+def picture(kind: str, options: dict[str, object] | None = None) -> bytes:
     out = io.BytesIO()
-    Pillow.new("RGB", (width, height), (200, 30, 60)).save(out, kind, **options)
+    Pillow.new("RGB", (37, 21), (200, 30, 60)).save(out, kind, **(options or {}))
     return out.getvalue()
 
 
@@ -44,7 +44,7 @@ def image(data: bytes, kind: str) -> Image:
     ],
 )
 async def test_a_picture_is_shown_with_its_size(call: Call, workspace: Path, kind: str, options: dict[str, object]) -> None:
-    data = picture(kind, **options)
+    data = picture(kind, options)
     (workspace / "shot").write_bytes(data)
     outcome = await call("view_image", path="shot")
     assert outcome.text == f"shot: a {kind} picture, 37 x 21 pixels, {len(data) / 1000:.0f} kB"
