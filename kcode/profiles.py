@@ -22,7 +22,7 @@ _SIGHT = re.compile(
 )
 
 _TOOLS = (
-    *("read", "grep", "glob", "str_replace", "insert", "create", "bash", "bash_input", "run_tests", "git", "todo"),
+    *("read", "grep", "glob", "repo_map", "str_replace", "insert", "create", "bash", "bash_input", "run_tests", "git", "todo"),
     *("view_image", "request_grant", "finish"),
 )
 

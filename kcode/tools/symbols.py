@@ -29,6 +29,21 @@ NAMED: dict[str, SymbolKind] = {
     "enum_declaration": "class",
     "record_declaration": "class",
     "type_spec": "class",
+    "struct_declaration": "class",
+    "object_declaration": "class",
+    "object_definition": "class",
+    "trait_declaration": "class",
+    "trait_definition": "class",
+    "protocol_declaration": "class",
+    "enum_definition": "class",
+    "class": "class",
+    "module": "module",
+    "namespace_declaration": "module",
+    "method": "function",
+    "singleton_method": "function",
+    "init_declaration": "function",
+    "protocol_function_declaration": "function",
+    "local_function_statement": "function",
     "struct_item": "class",
     "enum_item": "class",
     "trait_item": "class",
@@ -123,7 +138,7 @@ def define(node: Node) -> tuple[tuple[str, ...], SymbolKind] | None:
     name = name_of(node)
     if not name and node.type == "function_definition":
         name = c_function_name(node)
-    parts = tuple(part for part in name.replace("::", ".").split(".") if part)
+    parts = tuple(part for part in name.replace(":", ".").split(".") if part)
     return (parts, kind) if parts else None
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from tree_sitter import Node, Parser, Tree
 
-Language = Literal["python", "javascript", "typescript", "tsx", "go", "rust", "java", "c", "cpp", "bash"]
+CommonLanguage = Literal["python", "javascript", "typescript", "tsx", "go", "rust", "java", "c", "cpp", "bash"]
+Language = CommonLanguage | Literal["ruby", "php", "c_sharp", "kotlin", "lua", "scala", "swift"]
 
 SUFFIXES: dict[str, Language] = {
     ".py": "python",
@@ -44,6 +45,16 @@ SUFFIXES: dict[str, Language] = {
     ".cuh": "cpp",
     ".sh": "bash",
     ".bash": "bash",
+    ".rb": "ruby",
+    ".rake": "ruby",
+    ".php": "php",
+    ".cs": "c_sharp",
+    ".kt": "kotlin",
+    ".kts": "kotlin",
+    ".lua": "lua",
+    ".scala": "scala",
+    ".sc": "scala",
+    ".swift": "swift",
 }
 
 # Where each grammar lives: module and the function that returns its language.
@@ -58,6 +69,13 @@ GRAMMARS: dict[Language, tuple[str, str]] = {
     "c": ("tree_sitter_c", "language"),
     "cpp": ("tree_sitter_cpp", "language"),
     "bash": ("tree_sitter_bash", "language"),
+    "ruby": ("tree_sitter_ruby", "language"),
+    "php": ("tree_sitter_php", "language_php"),
+    "c_sharp": ("tree_sitter_c_sharp", "language"),
+    "kotlin": ("tree_sitter_kotlin", "language"),
+    "lua": ("tree_sitter_lua", "language"),
+    "scala": ("tree_sitter_scala", "language"),
+    "swift": ("tree_sitter_swift", "language"),
 }
 
 MAX_PARSED_BYTES = 2 << 20

@@ -19,6 +19,7 @@ from kcode.tools.grep import GrepTool
 from kcode.tools.insert import InsertTool
 from kcode.tools.outputs import Outputs
 from kcode.tools.read import ReadTool
+from kcode.tools.repo_map import RepoMapTool
 from kcode.tools.request_grant import Decide, RequestGrantTool, nobody
 from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
@@ -49,6 +50,7 @@ def build_tools(sandbox: Sandbox, names: Sequence[str], model: ChatModel, decide
         ReadTool(sandbox, files),
         GrepTool(sandbox),
         GlobTool(sandbox),
+        RepoMapTool(sandbox),
         StrReplaceTool(sandbox, files),
         CreateTool(sandbox, files),
         InsertTool(sandbox, files),

@@ -24,6 +24,7 @@ NAMES = (
     "read",
     "grep",
     "glob",
+    "repo_map",
     "str_replace",
     "create",
     "insert",

@@ -20,6 +20,7 @@ NAMES = (
     "read",
     "grep",
     "glob",
+    "repo_map",
     "str_replace",
     "create",
     "insert",
