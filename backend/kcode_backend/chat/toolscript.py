@@ -30,6 +30,7 @@ _UNION = {
     "object": "{}",
     "array": "Array<any>",
 }
+_VALUES: dict[str, tuple[type, ...]] = {"string": (str,), "number": (int, float), "integer": (int,), "boolean": (bool,)}
 _OWN_REFERENCE = "#"
 _DEFINITION = "#/$defs/"
 _ROOT = "parameters"
@@ -66,10 +67,12 @@ def _function(function: Schema) -> str:
     scope = _Scope()
     _collect(parameters, scope)
     root = _object(parameters, "", scope)
+    # A definition that names the parameters does not make an interface of them.
+    refers_to_root = scope.refers_to_root
     interfaces: list[str] = []
     for name, schema in scope.definitions.items():
         interfaces += [*_comment(schema.get("description"), ""), f"interface {name} {_type(schema, '', scope)}"]
-    if scope.refers_to_root:
+    if refers_to_root:
         members = ",\n".join(_member(name, parameters, _INDENT, scope) for name in _object_of(parameters, "properties"))
         interfaces.insert(0, f"interface {_ROOT} {{\n{members}\n}}")
         root = _ROOT
@@ -98,6 +101,7 @@ def _type(schema: Json, indent: str, scope: _Scope) -> str:
     if "anyOf" in known:
         return " | ".join(_type(choice, indent, scope) for choice in _list_of(known, "anyOf"))
     if "enum" in known:
+        _check_enum(kind, _list_of(known, "enum"))
         return " | ".join(f'"{value}"' if isinstance(value, str) else str(value) for value in _list_of(known, "enum"))
     if isinstance(kind, list):
         unknown = [name for name in kind if name not in _UNION]
@@ -113,6 +117,18 @@ def _type(schema: Json, indent: str, scope: _Scope) -> str:
     if known:
         raise NoTypeScript(f"a schema has neither type, enum, anyOf nor $ref but {', '.join(known)}")
     return "any"
+
+
+def _check_enum(kind: Json, values: list[Json]) -> None:
+    """NoTypeScript when a value is not of the stated type; null is of any, and a list of types is one and perhaps null."""
+    if isinstance(kind, list):
+        if not kind or len(kind) > 2 or (len(kind) == 2 and "null" not in kind):
+            raise NoTypeScript(f"an enum of the types {kind!r} has no form")
+        kind = next((name for name in kind if name != "null"), "null")
+    allowed = _VALUES.get(kind) if isinstance(kind, str) else None
+    wrong = [value for value in values if allowed is not None and value is not None and not isinstance(value, allowed)]
+    if wrong:
+        raise NoTypeScript(f"the enum's {wrong[0]!r} is no {kind}")
 
 
 def _reference(reference: str, scope: _Scope) -> str:

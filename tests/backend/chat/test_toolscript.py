@@ -136,6 +136,11 @@ def test_parameters_that_refer_to_themselves_have_a_name() -> None:
     assert body(schema) == "interface parameters {\n  next?: parameters,\n  value: string\n}\ntype f = (_: parameters) => any;"
 
 
+def test_a_definition_that_refers_to_the_parameters_gives_them_no_interface() -> None:
+    schema = {"type": "object", "$defs": {"T": {"$ref": "#"}}, "properties": {"a": {"$ref": "#/$defs/T"}}}
+    assert body(schema) == "\n".join(["interface T parameters", of("  a?: T")])
+
+
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
@@ -144,6 +149,9 @@ def test_parameters_that_refer_to_themselves_have_a_name() -> None:
         ({"properties": {"a": {"$ref": "#/$defs/X"}}}, "names no definition"),
         ({"properties": {"a": {"type": ["string", "date"]}}}, "'date' is not known"),
         ({"properties": []}, "not an object"),
+        ({"properties": {"a": {"type": "boolean", "enum": [1]}}}, "the enum's 1 is no boolean"),
+        ({"properties": {"a": {"type": ["string", "null"], "enum": [None, 2]}}}, "the enum's 2 is no string"),
+        ({"properties": {"a": {"type": ["string", "number"], "enum": ["x"]}}}, "has no form"),
     ],
 )
 def test_what_has_no_form_is_told(schema: dict[str, object], message: str) -> None:
