@@ -51,7 +51,7 @@ def residue() -> tuple[str, ...]:
     """What these walls do not hold on this kernel."""
     found = [
         "names, sizes and times of files outside can be seen, and their modes and times changed where you own them",
-        "command lines of your other processes can be read in /proc",
+        "your other processes can be seen in /proc, and their command lines read",
         "git's configuration, hooks and what steers programs are put back after each command, not read-only while it runs",
     ]
     if landlock.version() < landlock.SCOPES_VERSION:
