@@ -60,7 +60,7 @@ class Connection:
                     cursor = page.next_cursor
                     if not cursor:
                         return found
-        except Exception as error:
+        except failures() as error:
             log.debug("listing the tools of %s", self.name, exc_info=True)
             raise ServerFailed(f"tool server {self.name}: its tools cannot be listed: {said(error)}") from error
         raise ServerFailed(f"tool server {self.name}: it lists its tools without end")
@@ -68,7 +68,7 @@ class Connection:
     async def call(self, tool: str, arguments: dict[str, object]) -> CallToolResult:
         """Raises ServerFailed; the next call connects anew."""
         from mcp import MCPError
-        from mcp.types import CONNECTION_CLOSED
+        from mcp_types import CONNECTION_CLOSED
 
         client = await self._open()
         try:
@@ -78,23 +78,28 @@ class Connection:
             raise ServerFailed(f"no answer within {self.config.timeout_s:g} s", is_gone=False) from error
         except MCPError as error:
             # An answer that says no leaves the connection whole; a broken one reports itself in the same class.
-            if error.code == CONNECTION_CLOSED:
+            if error.code == CONNECTION_CLOSED and error.message == "Connection closed":
                 await self.close()
             raise ServerFailed(said(error)) from error
-        except Exception as error:
+        except failures() as error:
             log.debug("calling %s of %s", tool, self.name, exc_info=True)
             await self.close()
             raise ServerFailed(f"the connection broke: {said(error)}; the next call connects anew") from error
 
     async def close(self) -> None:
-        """End the server's process or the connection to it. Idempotent."""
-        task, self._task, self._client = self._task, None, None
-        if task is not None:
-            self._stop.set()
+        """End the server's process or the connection to it, within 20 s whatever the server does. Idempotent."""
+        task, client, self._task, self._client = self._task, self._client, None, None
+        if task is None:
+            return
+        self._stop.set()
+        if client is None:
+            # Still connecting: it does not look at `_stop`.
+            task.cancel()
+        await asyncio.wait([task], timeout=CLOSE_S)
+        if not task.done():
+            # The SDK kills a program after 5 s, so this is an address that does not answer.
+            task.cancel()
             await asyncio.wait([task], timeout=CLOSE_S)
-            if not task.done():
-                task.cancel()
-                await asyncio.wait([task], timeout=CLOSE_S)
 
     async def _open(self) -> Client:
         async with self._lock:
@@ -116,17 +121,20 @@ class Connection:
             return self._client
 
     async def _keep(self, ready: asyncio.Future[Client], stop: asyncio.Event) -> None:
-        async with AsyncExitStack() as stack:
-            try:
+        reason = "it was closed"
+        try:
+            async with AsyncExitStack() as stack:
                 client = await self._connect(stack)
-            except Exception as error:
-                log.debug("connecting to %s", self.name, exc_info=True)
                 if not ready.done():
-                    ready.set_exception(ServerFailed(f"tool server {self.name}: {said(error)}; its output is in {self._log}"))
-                return
+                    ready.set_result(client)
+                await stop.wait()
+        except failures() as error:
+            log.debug("the connection to %s", self.name, exc_info=True)
+            reason = said(error)
+        finally:
             if not ready.done():
-                ready.set_result(client)
-            await stop.wait()
+                where = f"; its output is in {self._log}" if self.config.command else ""
+                ready.set_exception(ServerFailed(f"tool server {self.name}: {reason}{where}"))
 
     async def _connect(self, stack: AsyncExitStack) -> Client:
         from mcp import Client, StdioServerParameters
@@ -147,6 +155,26 @@ class Connection:
             )
             transport = stdio_client(program, errlog=errors)
         return await stack.enter_async_context(Client(transport, cache=None))
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What the SDK and what it stands on raise for a server that is away, broken or talks nonsense."""
+    import anyio
+    import httpx2
+    from mcp import MCPError
+
+    closed = (anyio.ClosedResourceError, anyio.BrokenResourceError, anyio.EndOfStream)
+    return (
+        MCPError,
+        ConfigError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        ExceptionGroup,
+        httpx2.HTTPError,
+        httpx2.InvalidURL,
+        *closed,
+    )
 
 
 def said(error: BaseException) -> str:

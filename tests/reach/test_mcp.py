@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -15,11 +16,15 @@ import pytest
 from kcode import Session
 from kcode.approval import Question, Reply
 from kcode.errors import ConfigError
+from kcode.mcp.config import ServerConfig
+from kcode.mcp.connection import Connection
 from kcode.paths import find_paths
 from kcode.trust import trust
 
 SERVER = Path(__file__).with_name("tool_server.py")
+PLAIN = Path(__file__).with_name("plain_server.py")
 STDIO = f"[mcp.shop]\ncommand = {json.dumps(sys.executable)}\nargs = [{json.dumps(str(SERVER))}]\nstart_timeout_s = 120\n"
+QUICK = STDIO.replace(SERVER.name, PLAIN.name)
 
 
 @pytest.fixture
@@ -78,7 +83,7 @@ async def test_tools_over_stdio_with_schema_caps_and_pictures(folder: Path, monk
 
 
 async def test_a_call_needs_approval_as_any_other(folder: Path) -> None:
-    configure(folder, STDIO)
+    configure(folder, QUICK)
     asked: list[str] = []
 
     async def no(question: Question) -> Reply:
@@ -94,7 +99,7 @@ async def test_a_call_needs_approval_as_any_other(folder: Path) -> None:
 
 
 async def test_a_server_that_ends_is_an_error_and_is_started_anew(folder: Path) -> None:
-    configure(folder, STDIO)
+    configure(folder, QUICK)
     model = scripted(folder, ("mcp__shop__leave", {}), ("mcp__shop__add", {"a": 1, "b": 1}))
     async with Session(folder, model=model) as session:
         assert (await session.run("go")).ok
@@ -111,12 +116,13 @@ async def test_a_server_that_fails_is_one_notice(folder: Path) -> None:
 
 
 async def test_a_folder_brings_servers_only_when_it_is_trusted(folder: Path) -> None:
-    servers = {"shop": {"command": sys.executable, "args": [str(SERVER)], "start_timeout_s": 120}}
+    servers = {"shop": {"command": sys.executable, "args": [str(PLAIN)], "start_timeout_s": 120}}
     (folder / ".mcp.json").write_text(json.dumps({"mcpServers": servers}))
     model = scripted(folder, ("mcp__shop__add", {"a": 1, "b": 1}))
     async with Session(folder, model=model) as session:
         await session.run("add")
         assert results(session)[0][1], "there was such a tool"
+        assert [".mcp.json is not read" in notice.text for notice in session.notices] == [True]
     trust(find_paths(), folder)
     async with Session(folder, model=model) as session:
         await session.run("add")
@@ -156,3 +162,11 @@ async def test_tools_over_http(folder: Path, address: str) -> None:
         assert session.notices == ()
         await session.run("add")
         assert results(session) == [("23", False)]
+
+
+async def test_a_server_that_stays_when_it_should_end_is_killed(folder: Path, tmp_path: Path) -> None:
+    config = ServerConfig(command=sys.executable, args=(str(PLAIN), "stay"), start_timeout_s=120)
+    connection = Connection("stay", config, folder, tmp_path / "logs")
+    assert [tool.name for tool in await connection.tools()] == ["add", "leave"]
+    async with asyncio.timeout(60):
+        await connection.close()

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-SERVER = Path(__file__).with_name("tool_server.py")
+SERVER = Path(__file__).with_name("plain_server.py")
 ROOT = Path(__file__).resolve().parents[2]
 
 
