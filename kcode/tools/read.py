@@ -8,8 +8,12 @@ from kcode.events import PlainDisplay
 from kcode.tools.refusal import Refusal, settle
 from kcode.tools.textfile import ReadFiles, open_text
 from kcode.tools.tool import Access, Emit, Outcome
-from kcode.tools.truncate import LISTING_ENTRIES, READ_CHARS, READ_LINES, numbered
-from kcode_sandbox.sandbox import Sandbox
+from kcode.tools.truncate import LISTING_ENTRIES, MAX_FILE_BYTES, READ_CHARS, READ_LINES, numbered
+from kcode_sandbox.sandbox import FileStat, Sandbox
+
+# Of a range of a large file so much is looked at, which is more than is ever shown.
+RANGE_BYTES = 4 << 20
+RANGE_TIMEOUT_S = 60.0
 
 
 class ReadArguments(BaseModel):
@@ -42,6 +46,9 @@ class ReadTool:
         if stat.kind == "dir":
             text = await listing(self.sandbox, arguments.path)
             return Outcome(text, PlainDisplay(text))
+        if stat.kind == "file" and stat.size > MAX_FILE_BYTES:
+            text = await large_range(self.sandbox, stat, arguments)
+            return Outcome(text, PlainDisplay(text))
         file = await open_text(self.sandbox, arguments.path)
         self.files.note(file.path, file.sha256)
         lines = file.content.text.split("\n")
@@ -69,6 +76,34 @@ def shown_lines(lines: list[str], offset: int, limit: int) -> tuple[str, int]:
             break
         pieces.append(piece)
     return "\n".join(pieces), offset - 1 + len(pieces)
+
+
+async def large_range(sandbox: Sandbox, stat: FileStat, asked: ReadArguments) -> str:
+    """The lines asked for of a file too large to be read whole, which is refused. Nothing after them is read."""
+    size = f"{stat.size / (1 << 20):.1f} MB"
+    if asked.offset == 1 and asked.limit == READ_LINES:
+        raise Refusal(
+            f"{asked.path} has {size}, more than {MAX_FILE_BYTES >> 20} MB; read parts of it with offset and limit, "
+            "or look at it with grep or bash (head, tail, wc -l)"
+        )
+    if b"\0" in (await sandbox.read(asked.path, max_bytes=1 << 16)).data:
+        raise Refusal(f"{asked.path} is a binary file ({stat.size} bytes); inspect it with bash (file, xxd, strings)")
+    script = 'tail -n +"$1" -- "$3" | head -n "$2" | head -c "$4"'
+    argv = ("sh", "-c", script, "sh", str(asked.offset), str(asked.limit + 1), stat.path, str(RANGE_BYTES))
+    result = await sandbox.exec(argv, timeout_s=RANGE_TIMEOUT_S, separate_stderr=True)
+    kept = result.output
+    if result.timed_out:
+        raise Refusal(f"line {asked.offset} of {asked.path} ({size}) was not found in {RANGE_TIMEOUT_S:.0f} s; use grep instead")
+    if not kept:
+        raise Refusal(f"offset {asked.offset} is past the end of {asked.path} ({size}); bash knows how many lines it has (wc -l)")
+    lines = kept.decode(errors="replace").replace("\r\n", "\n").split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    _, shown = shown_lines(lines, 1, asked.limit)
+    last = asked.offset + shown - 1
+    is_end = shown == len(lines) and len(kept) < RANGE_BYTES
+    end = "it ends here" if is_end else f"go on with offset={last + 1}"
+    return f"{numbered(lines[:shown], asked.offset)}\n[lines {asked.offset}-{last} of a file of {size}; {end}]"
 
 
 async def listing(sandbox: Sandbox, path: str) -> str:
