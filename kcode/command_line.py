@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 COMMANDS = {
+    "acp": "be the agent of an editor (Agent Client Protocol)",
     "doctor": "what this machine offers and what is missing",
     "mcp": "list, add, remove and test tool servers",
     "models": "list, pull, show and remove models",
