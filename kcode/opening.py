@@ -227,7 +227,7 @@ class Sessions:
             context = Context(transcript, settings.context_limit or None)
             if not context.messages:
                 context.add(system(system_text(profile, self._workspace, sandbox)))
-            equipment = await extend(equipment, self._paths, self._workspace)
+            equipment = await extend(equipment, self._paths, self._workspace, lambda: context.messages)
         except BaseException:
             if transcript is not None:
                 transcript.close()

@@ -84,9 +84,12 @@ def test_plain_clients_get_choices_in_every_chunk_and_usage_when_they_ask(engine
     assert all("usage" not in chunk for chunk in plain)
     counted = stream(engine, CHAT, **body, stream_options={"include_usage": True})
     assert [len(chunk["choices"]) for chunk in counted] == [1] * (len(counted) - 1) + [0]
-    assert counted[-1]["usage"]["completion_tokens"] == 5
-    texts = stream(engine, TEXT, prompt="hello", max_tokens=5, stream_options={"include_usage": True})
-    assert texts[-1]["usage"]["completion_tokens"] == 5
+    said = ask(engine, CHAT, **body)["usage"]["completion_tokens"]
+    assert counted[-1]["usage"]["completion_tokens"] == said > 0
+    # Without a template a random model may end what it says at any token: as long as the whole answer, not as long as it may be.
+    body = {"prompt": "hello", "max_tokens": 5, "temperature": 0}
+    texts = stream(engine, TEXT, **body, stream_options={"include_usage": True})
+    assert texts[-1]["usage"]["completion_tokens"] == ask(engine, TEXT, **body)["usage"]["completion_tokens"] > 0
     assert texts[-1]["choices"] == []
 
 
