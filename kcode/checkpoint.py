@@ -28,7 +28,7 @@ GIT_TIMEOUT_S = 60
 DEBRIS = "__pycache__/\n*.py[co]\n.pytest_cache/\n.mypy_cache/\n.ruff_cache/\n.hypothesis/\n.venv/\nnode_modules/\n.kcode/\n"
 # Contents go in and out as they are, whatever .gitattributes in the tree say.
 ATTRIBUTES = "* -text !eol -filter -ident !working-tree-encoding\n"
-_OPTIONS = (
+GIT_OPTIONS = (
     "core.hooksPath=/dev/null",
     "core.bare=false",
     "core.fsmonitor=false",
@@ -235,7 +235,7 @@ def _run_git(folder: Path, arguments: Sequence[str], stdin: bytes, environment: 
     git = find_git()
     if git is None:
         raise CheckpointFailed("git is not installed; install it to get checkpoints, undo and diffs")
-    options = [item for option in _OPTIONS for item in ("-c", option)]
+    options = [item for option in GIT_OPTIONS for item in ("-c", option)]
     base = {"PATH": os.environ.get("PATH", os.defpath), "HOME": "/nonexistent", "LC_ALL": "C"}
     base |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1", "GIT_TERMINAL_PROMPT": "0", "GIT_ATTR_NOSYSTEM": "1"}
     try:

@@ -15,6 +15,7 @@ from kcode import __version__
 from kcode.errors import KcodeError, StartError
 
 if TYPE_CHECKING:
+    from kcode.attempts import Plan
     from kcode.headless import Format
     from kcode.paths import Paths
     from kcode.settings import Settings, Value
@@ -82,6 +83,11 @@ def commands() -> None:
 @click.option("--context-limit", metavar="N", help="Use at most N tokens of context.")
 @click.option("--temperature", metavar="T", help="Sampling temperature.")
 @click.option("--seed", metavar="N", help="Seed of the sampler.")
+@click.option(
+    "--attempts", metavar="N", type=int, help="Up to N attempts, each in a copy; the first that passes the tests counts."
+)
+@click.option("--all-attempts", is_flag=True, help="Make all N; of those that pass, the smallest diff counts.")
+@click.option("--keep-best", is_flag=True, help="Keep the best attempt even when none passes.")
 @click.option("--debug", is_flag=True, help="Say more on standard error.")
 @click.version_option(__version__, "-v", "-V", "--version", message="kcode %(version)s")
 def agent(
@@ -110,12 +116,15 @@ def agent(
     context_limit: str | None,
     temperature: str | None,
     seed: str | None,
+    attempts: int | None,
+    all_attempts: bool,
+    keep_best: bool,
     debug: bool,
 ) -> int:
     """A coding agent in the terminal. Without -p it opens the screen, with PROMPT as the first message.
 
-    Exit codes of a headless run: 0 finished, 1 could not start, 2 the model or the sandbox failed, 3 stopped by a limit or
-    going in circles, 4 stopped by the user.
+    Exit codes of a headless run: 0 finished, 1 could not start, 2 the model or the sandbox failed, 3 stopped by a limit, going
+    in circles or without an attempt that passes, 4 stopped by the user.
     """
     flags: dict[str, Value] = {
         "model": model,
@@ -138,9 +147,10 @@ def agent(
     _log_to_stderr(debug=debug)
     headless_prompt = _headless_prompt(prompt, print_prompt, prompt_file)
     resume = "" if resume_last and resume_id is None else resume_id
+    plan = _plan(attempts, run_all=all_attempts, keep_best=keep_best, is_headless=headless_prompt is not None)
     if headless_prompt is None:
         return _show_screen(prompt or "", resume, folder, flags)
-    return _run_headless(headless_prompt, resume, folder, flags, output_format, output_dir)
+    return _run_headless(headless_prompt, resume, folder, flags, output_format, output_dir, plan)
 
 
 def _headless_prompt(prompt: str | None, print_prompt: str | None, prompt_file: str | None) -> str | None:
@@ -163,6 +173,18 @@ def _headless_prompt(prompt: str | None, print_prompt: str | None, prompt_file: 
         raise StartError(f"the prompt in {prompt_file or 'standard input'} is not UTF-8 text (byte {error.start})") from error
 
 
+def _plan(count: int | None, *, run_all: bool, keep_best: bool, is_headless: bool) -> Plan | None:
+    if count is None:
+        if run_all or keep_best:
+            raise StartError("--all-attempts and --keep-best go with --attempts N")
+        return None
+    if not is_headless:
+        raise StartError("--attempts is for headless runs; give the task with -p TEXT")
+    from kcode.attempts import Plan
+
+    return Plan(count, run_all, keep_best)
+
+
 def _prepare(folder: str, flags: dict[str, Value]) -> tuple[Settings, Path, Paths]:
     from kcode.paths import check_workspace, find_paths
     from kcode.settings import load_settings
@@ -173,7 +195,13 @@ def _prepare(folder: str, flags: dict[str, Value]) -> tuple[Settings, Path, Path
 
 
 def _run_headless(
-    prompt: str, resume: str | None, folder: str, flags: dict[str, Value], output_format: Format, output_dir: str | None
+    prompt: str,
+    resume: str | None,
+    folder: str,
+    flags: dict[str, Value],
+    output_format: Format,
+    output_dir: str | None,
+    plan: Plan | None,
 ) -> int:
     import asyncio
 
@@ -181,7 +209,8 @@ def _run_headless(
     from kcode.opening import Sessions
 
     settings, workspace, paths = _prepare(folder, flags)
-    wanted = HeadlessRun(prompt, workspace, output_format, resume, Path(output_dir) if output_dir is not None else None)
+    out = Path(output_dir) if output_dir is not None else None
+    wanted = HeadlessRun(prompt, workspace, output_format, resume, out, plan)
     return asyncio.run(run(wanted, Sessions(settings, workspace, paths, "auto")))
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TextIO
 
 import kcode
+from kcode.attempts import Attempts, Outcome, Plan
 from kcode.errors import Aborted, CheckpointFailed, StartError
 from kcode.events import (
     CallFinished,
@@ -55,6 +56,7 @@ class HeadlessRun:
     format: Format = "text"
     resume_id: str | None = None
     output_dir: Path | None = None
+    attempts: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Report:
     sandbox: str
     diff: str
     violations: tuple[Violation, ...] = ()
+    tried: Outcome | None = None
 
     @property
     def exit_code(self) -> int:
@@ -95,6 +98,7 @@ class Report:
             "exit_code": self.exit_code,
             "violations": [asdict(violation) for violation in self.violations],
             "diff": self.diff,
+            **({} if self.tried is None else self.tried.document()),
         }
 
 
@@ -293,6 +297,8 @@ async def run(wanted: HeadlessRun, sessions: Sessions) -> int:
     output = OUTPUTS[wanted.format](sys.stdout, sys.stderr)
     stop = _Stop()
     try:
+        if wanted.attempts is not None:
+            return await _run_attempts(wanted, wanted.attempts, sessions, output, stop)
         session = stop.session = await sessions.open(wanted.resume_id, None, None)
         try:
             await session.start()
@@ -358,6 +364,54 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
     )
     if wanted.output_dir is not None:
         _write_output(wanted.output_dir, report, session.transcript_path)
+    output.close(report)
+    return report.exit_code
+
+
+class _Watching:
+    """Shows all attempts as one run."""
+
+    def __init__(self, wanted: HeadlessRun, output: Output, stop: _Stop) -> None:
+        self._wanted = wanted
+        self._output = output
+        self._stop = stop
+        self.first: Session | None = None
+        self.violations: list[Violation] = []
+
+    def begun(self, session: Session) -> None:
+        self._stop.session = session
+        if self.first is None:
+            self.first = session
+            self._output.begin(session, self._wanted)
+            for notice in session.notices:
+                self._output.event(notice)
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, SandboxViolation):
+            self.violations.append(event.violation)
+        self._output.event(event)
+
+
+async def _run_attempts(wanted: HeadlessRun, plan: Plan, sessions: Sessions, output: Output, stop: _Stop) -> int:
+    if wanted.resume_id is not None:
+        raise StartError("--attempts begins anew; leave -c and -r away")
+    watching = _Watching(wanted, output, stop)
+    outcome = await Attempts(sessions, plan, wanted.prompt, watching).run()
+    session = watching.first
+    assert session is not None
+    violations = tuple(watching.violations)
+    report = Report(
+        outcome.finished,
+        session.id,
+        session.model_name,
+        session.profile.name,
+        session.sandbox_description,
+        outcome.diff,
+        violations,
+        outcome,
+    )
+    if wanted.output_dir is not None:
+        _write_output(wanted.output_dir, report, outcome.transcript)
     output.close(report)
     return report.exit_code
 

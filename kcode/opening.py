@@ -28,7 +28,7 @@ from kcode.models.scripted import ScriptedModel, read_script
 from kcode.paths import Paths, folders_of
 from kcode.profiles import Profile, choose_profile, limits_for, sampling_for, thinking_for
 from kcode.project import in_project
-from kcode.session import Equipment, Session
+from kcode.session import Equipment, Session, Trees
 from kcode.settings import SCRIPTED, Settings
 from kcode.steps import Driver
 from kcode.tools.toolbox import build_specs, build_tools
@@ -107,10 +107,8 @@ def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:
     return Guided(sandbox, seed).drive if profile.guided else work
 
 
-async def open_policy(
-    settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()
-) -> Sandbox:
-    """The started sandbox for these settings. Raises SandboxUnavailable."""
+def policy_of(settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()) -> Policy:
+    """What the settings and what was granted allow. Raises StartError."""
     environment = tuple(sorted(clean_environment(os.environ).items()))
     try:
         network, hosts = parse_network(settings.network)
@@ -127,13 +125,34 @@ async def open_policy(
         environment=environment,
         backend=settings.sandbox_backend,
     )
-    policy = widened(policy, grants)
+    return widened(policy, grants)
+
+
+async def open_policy(
+    settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()
+) -> Sandbox:
+    """The started sandbox for these settings. Raises SandboxUnavailable."""
+    policy = policy_of(settings, workspace, grants, protect)
     try:
         sandbox = open_sandbox(policy)
         await sandbox.start()
     except SandboxError as error:
         raise SandboxUnavailable(str(error)) from error
     return sandbox
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """Where a session works when not in the workspace itself: a started clone of it, its snapshots, a transcript of its own.
+
+    The model is that of whoever opens it; the session only closes its own door to it.
+    """
+
+    model: ChosenModel
+    sandbox: Sandbox
+    tree: Trees
+    transcript: Transcript
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +168,9 @@ class Sessions:
     """Opens the sessions of one workspace: an existing folder, absolute and without links in its path."""
 
     def __init__(self, settings: Settings, workspace: Path, paths: Paths, default_mode: ApprovalMode) -> None:
+        self.workspace = self._workspace = workspace
+        self.paths = self._paths = paths
         self._settings = settings
-        self._workspace = workspace
-        self._paths = paths
         self._default_mode: ApprovalMode = default_mode
 
     async def open(self, resume_id: str | None, model: str | None, ask: Asker | None) -> Session:
@@ -182,6 +201,30 @@ class Sessions:
             PastSession(info.session_id, info.title, _when(info)) for info in list_sessions(self._paths.sessions(self._workspace))
         ]
 
+    async def open_apart(self, apart: Apart) -> Session:
+        """A session in a clone. It owns the sandbox and the transcript, which are closed when this raises."""
+        settings, notices = in_project(replace(self._settings, seed=apart.seed), self._workspace, self._paths)
+        try:
+            equipment = self._equip(settings, apart.model, apart.sandbox, apart.tree, None, None)
+            return await self._converse(settings, replace(equipment, notices=notices), apart.model.spec, apart.transcript)
+        except BaseException:
+            apart.transcript.close()
+            await apart.sandbox.close()
+            raise
+
+    def in_force(self) -> Settings:
+        """The settings with those of the project."""
+        return in_project(self._settings, self._workspace, self._paths)[0]
+
+    def policy(self) -> Policy:
+        """What a session of this workspace may do."""
+        return policy_of(self.in_force(), self._workspace, standing_grants(self._paths, self._workspace), self._paths.own)
+
+    async def open_sandbox(self) -> Sandbox:
+        """The workspace's own, started."""
+        standing = standing_grants(self._paths, self._workspace)
+        return await open_policy(self.in_force(), self._workspace, standing, self._paths.own)
+
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
         late: deque[str] = deque()
         settings, notices = in_project(settings, self._workspace, self._paths)
@@ -194,46 +237,60 @@ class Sessions:
         try:
             if not chosen.model.name:
                 await chosen.model.start()
-            profile = choose_profile(
-                settings,
-                chosen.model.name,
-                local=chosen.local,
-                file_bytes=chosen.file_bytes,
-                before=_last_profile(transcript, chosen.spec),
-                pictures=chosen.model.sees is True if chosen.spec.startswith(SCRIPTED) else None,
-            )
-            grants = Grants(sandbox, self._paths, ask, Path.home().resolve())
-            tools = build_tools(sandbox, profile.tools, chosen.model, grants.decide)
             checkpoints = Checkpoints(self._workspace, self._paths.checkpoints(self._workspace))
-            mode: ApprovalMode = settings.approval_mode or self._default_mode
-            equipment = Equipment(
-                model=chosen.model,
-                sandbox=sandbox,
-                tools=tools,
-                specs=build_specs(tools, brief=profile.brief),
-                profile=profile,
-                limits=limits_for(profile, settings),
-                sampling=sampling_for(profile, settings),
-                driver=driver_of(profile, sandbox, max(settings.seed, 0)),
-                approval=Approval(mode, ask, checkpoints.is_dirty),
-                checkpoints=checkpoints,
-                notices=notices,
-                grants=grants,
-                late=late,
-            )
+            equipment = replace(self._equip(settings, chosen, sandbox, checkpoints, transcript, ask), notices=notices, late=late)
             if transcript is None:
                 transcript = create(folder, self._workspace, kcode.__version__)
-            transcript.append(Opened(utc_now(), chosen.spec, profile.name, sandbox.description))
-            context = Context(transcript, settings.context_limit or None)
-            if not context.messages:
-                context.add(system(system_text(profile, self._workspace, sandbox)))
-            equipment = await extend(equipment, self._paths, self._workspace, lambda: context.messages)
+            return await self._converse(settings, equipment, chosen.spec, transcript)
         except BaseException:
             if transcript is not None:
                 transcript.close()
             await sandbox.close()
             await chosen.model.close()
             raise
+
+    def _equip(
+        self,
+        settings: Settings,
+        chosen: ChosenModel,
+        sandbox: Sandbox,
+        trees: Trees,
+        transcript: Transcript | None,
+        ask: Asker | None,
+    ) -> Equipment:
+        profile = choose_profile(
+            settings,
+            chosen.model.name,
+            local=chosen.local,
+            file_bytes=chosen.file_bytes,
+            before=_last_profile(transcript, chosen.spec),
+            pictures=chosen.model.sees is True if chosen.spec.startswith(SCRIPTED) else None,
+        )
+        grants = Grants(sandbox, self._paths, ask, Path.home().resolve())
+        tools = build_tools(sandbox, profile.tools, chosen.model, grants.decide)
+        mode: ApprovalMode = settings.approval_mode or self._default_mode
+        is_dirty = Checkpoints(self._workspace, self._paths.checkpoints(self._workspace)).is_dirty
+        return Equipment(
+            model=chosen.model,
+            sandbox=sandbox,
+            tools=tools,
+            specs=build_specs(tools, brief=profile.brief),
+            profile=profile,
+            limits=limits_for(profile, settings),
+            sampling=sampling_for(profile, settings),
+            driver=driver_of(profile, sandbox, max(settings.seed, 0)),
+            approval=Approval(mode, ask, is_dirty),
+            checkpoints=trees,
+            grants=grants,
+        )
+
+    async def _converse(self, settings: Settings, equipment: Equipment, spec: str, transcript: Transcript) -> Session:
+        profile, sandbox = equipment.profile, equipment.sandbox
+        transcript.append(Opened(utc_now(), spec, profile.name, sandbox.description))
+        context = Context(transcript, settings.context_limit or None)
+        if not context.messages:
+            context.add(system(system_text(profile, self._workspace, sandbox)))
+        equipment = await extend(equipment, self._paths, self._workspace, lambda: context.messages)
         return Session(equipment, transcript, context)
 
 

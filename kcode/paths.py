@@ -68,6 +68,10 @@ class Paths:
         """The private git directory of a project's snapshots."""
         return self.state / "checkpoints" / project_key(project)
 
+    def clones(self, project: Path) -> Path:
+        """Where copies of a project keep what is written in them, as long as they last."""
+        return self.state / "clones" / project_key(project)
+
 
 def project_key(project: Path) -> str:
     """A folder name for a project path: readable, and different for different paths."""

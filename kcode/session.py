@@ -9,11 +9,11 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel
 
 from kcode.approval import Approval, ApprovalMode
-from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
@@ -23,13 +23,19 @@ from kcode.mcp.servers import ToolServers
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
 from kcode.profiles import Profile
-from kcode.steps import Driver, Emit, Limits, Steps
+from kcode.steps import Driver, Emit, Limits, Steps, Tree
 from kcode.tools.pictures import show_named
 from kcode.tools.tool import Tool
 from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
 from kcode_sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
+
+
+class Trees(Tree, Protocol):
+    """The snapshots that a session takes, and may let go of when it ends."""
+
+    async def prune(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Equipment:
     sampling: Sampling
     driver: Driver
     approval: Approval
-    checkpoints: Checkpoints | None
+    checkpoints: Trees | None
     grants: Grants | None = None
     late: deque[str] = field(default_factory=deque)
     """What came up meanwhile and the user is to know; told with the next event."""

@@ -220,11 +220,11 @@ def new_session_id() -> str:
     return time.strftime("%Y%m%d-%H%M%S", time.gmtime()) + "-" + secrets.token_hex(2)
 
 
-def create(folder: Path, project: Path, kcode_version: str) -> Transcript:
-    """A new, empty session of `project` in `folder`, which is created."""
+def create(folder: Path, project: Path, kcode_version: str, session_id: str = "", name: str = "") -> Transcript:
+    """A new, empty session of `project` in `folder`, which is created; its file is called as it is itself unless by `name`."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    session_id = new_session_id()
-    path = folder / f"{session_id}.jsonl"
+    session_id = session_id or new_session_id()
+    path = folder / f"{name or session_id}.jsonl"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     file = os.fdopen(descriptor, "ab")
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
