@@ -197,8 +197,6 @@ class Attempts:
         except BaseException:
             await current.end()
             raise
-        said = f"attempt {number}: {attempt.verdict}, {attempt.tests}; {attempt.diff_lines} lines changed"
-        self._watcher.event(Notice("info", said))
         previous = self._best
         if previous is None or _rank(attempt) < _rank(previous.ended):
             self._best, loser = current, previous
@@ -206,6 +204,8 @@ class Attempts:
             loser = current
         if loser is not None:
             await loser.end()
+        said = f"attempt {number}: {attempt.verdict}, {attempt.tests}; {attempt.diff_lines} lines changed"
+        self._watcher.event(Notice("info", said))
         return attempt
 
     async def _begin(self, number: int, seed: int, chosen: ChosenModel, base: str) -> _Try:
