@@ -55,6 +55,10 @@ def commands() -> None:
     """kcode's other commands."""
 
 
+def _log_to_stderr(context: click.Context, parameter: click.Parameter, debug: bool) -> None:
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="kcode: %(message)s", stream=sys.stderr)
+
+
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompt", required=False)
 @click.option("-p", "--print", "print_prompt", metavar="TEXT", help="Run headless with this prompt; - reads standard input.")
@@ -88,7 +92,7 @@ def commands() -> None:
 )
 @click.option("--all-attempts", is_flag=True, help="Make all N; of those that pass, the smallest diff counts.")
 @click.option("--keep-best", is_flag=True, help="Keep the best attempt even when none passes.")
-@click.option("--debug", is_flag=True, help="Say more on standard error.")
+@click.option("--debug", is_flag=True, help="Say more on standard error.", callback=_log_to_stderr, expose_value=False)
 @click.version_option(__version__, "-v", "-V", "--version", message="kcode %(version)s")
 def agent(
     prompt: str | None,
@@ -119,7 +123,6 @@ def agent(
     attempts: int | None,
     all_attempts: bool,
     keep_best: bool,
-    debug: bool,
 ) -> int:
     """A coding agent in the terminal. Without -p it opens the screen, with PROMPT as the first message.
 
@@ -144,7 +147,6 @@ def agent(
         "temperature": temperature,
         "seed": seed,
     }
-    _log_to_stderr(debug=debug)
     headless_prompt = _headless_prompt(prompt, print_prompt, prompt_file)
     resume = "" if resume_last and resume_id is None else resume_id
     plan = _plan(attempts, run_all=all_attempts, keep_best=keep_best, is_headless=headless_prompt is not None)
@@ -229,10 +231,6 @@ def _confirm_full_access() -> None:
     click.secho("No sandbox: the model's commands may read your keys, write anywhere and use the network.", fg="red", bold=True)
     if click.prompt("Type full access to go on", default="", show_default=False).strip() != "full access":
         raise StartError("danger-full-access was not confirmed; start kcode without it, or type: full access")
-
-
-def _log_to_stderr(*, debug: bool) -> None:
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="kcode: %(message)s", stream=sys.stderr)
 
 
 def _log_to_file(file: Path) -> None:
