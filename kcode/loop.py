@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Callable
 
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, StepFinished, TurnFinished, TurnStarted
-from kcode.steps import Driver, Emit, Ending, LimitReached, LoopFound, Steps
+from kcode.steps import Driver, Steps
+from kcode.turn import Emit, Ending, LimitReached, LoopFound
 
 MAX_CUT_OFF = 3
 MAX_EMPTY = 3

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kcode.model import Sampling
 from kcode.settings import Settings
-from kcode.steps import Limits
+from kcode.turn import Limits
 
 SMALL_BILLIONS = 7.9
 SMALL_FILE_BYTES = 7 << 30

@@ -23,10 +23,11 @@ from kcode.mcp.servers import ToolServers
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
 from kcode.profiles import Profile
-from kcode.steps import Driver, Emit, Limits, Steps, Tree
+from kcode.steps import Driver, Steps
 from kcode.tools.pictures import show_named
 from kcode.tools.tool import Tool
 from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
+from kcode.turn import Emit, Limits, Tree
 from kcode_sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)

@@ -27,174 +27,33 @@ import json
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import replace
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from kcode.approval import Verdict
-from kcode.errors import CheckpointFailed, ModelError
+from kcode.answers import Partial, receive
+from kcode.errors import CheckpointFailed
 from kcode.events import (
     CallFinished,
     CallOutput,
-    CallPiece,
     CallStarted,
-    Display,
-    Event,
     Notice,
     NoticeLevel,
     PlainDisplay,
-    Prefill,
     SandboxViolation,
     StepFinished,
     StepStarted,
-    TextPiece,
-    ThinkingPiece,
-    TurnStatus,
 )
-from kcode.messages import Message, Part, Text, Thinking, ToolCall, ToolResult
-from kcode.model import (
-    CallDelta,
-    ChatModel,
-    Completed,
-    ModelEvent,
-    ModelRequest,
-    PrefillProgress,
-    Sampling,
-    TextDelta,
-    ThinkingDelta,
-    ToolSpec,
-    Usage,
-)
+from kcode.messages import Message, Part, Text, ToolCall, ToolResult
+from kcode.model import ChatModel, Completed, ModelRequest, Sampling, ToolSpec, Usage
+from kcode.reading_calls import find_tool, read_arguments, unknown_tool
 from kcode.repeats import STOP_AT, Repeats, advice
 from kcode.tools.pictures import Picture, Show
-from kcode.tools.tool import Access, Outcome, Tool
+from kcode.tools.tool import Outcome, Tool
 from kcode.tools.watched import run_watched
+from kcode.turn import Approver, Ask, Called, Emit, Ending, Journal, LimitReached, Limits, LoopFound, Tree
 
-
-class Journal(Protocol):
-    """Where the conversation is kept. What was added is on disk when the method returns."""
-
-    @property
-    def messages(self) -> tuple[Message, ...]:
-        """What the model sees: it only grows, except by `rewind`."""
-        ...
-
-    @property
-    def call_count(self) -> int:
-        """Calls in the conversation so far; numbers the ids of the harness's own calls."""
-        ...
-
-    def add(self, message: Message, usage: Usage | None = None) -> None: ...
-
-    def add_result(self, result: ToolResult, display: Display, duration_s: float) -> None: ...
-
-    def add_checkpoint(self, snapshot: str) -> None: ...
-
-    def mark(self) -> int: ...
-
-    def rewind(self, mark: int) -> None: ...
-
-    async def shortage(self, model: ChatModel, tools: tuple[ToolSpec, ...]) -> str | None:
-        """Why the next request does not fit the model's context, with the numbers; None when it does."""
-        ...
-
-
-class Tree(Protocol):
-    """Snapshots of the workspace (checkpoint.py). All three raise CheckpointFailed."""
-
-    async def snapshot(self) -> str: ...
-
-    async def restore(self, snapshot: str) -> None: ...
-
-    async def diff(self, snapshot: str) -> str: ...
-
-
-class Approver(Protocol):
-    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one turn; None is no bound. `tokens` counts sampled tokens, `answer_tokens` those of one step."""
-
-    steps: int | None = None
-    tokens: int | None = None
-    time_s: float | None = None
-    answer_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """How one step is asked; the defaults are the profile's. `sampling` replaces the profile's as a whole.
-
-    `grammar`, `prefix`, `stop`, `draft` and `tool_choice` are those of ModelRequest. The tools on offer are the same in every
-    step, because they stand at the head of the prompt; bind what a call may hold with `grammar` instead. A driver that makes all
-    calls itself offers none, in all of its steps. What is asked `silent` is not streamed to the person: it is no answer to them.
-    """
-
-    tool_choice: str = "auto"
-    grammar: str | None = None
-    prefix: str = ""
-    stop: tuple[str, ...] = ()
-    sampling: Sampling | None = None
-    offer_tools: bool = True
-    draft: str = ""
-    silent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Called:
-    """A finished call. `result.text` is exactly what the model reads; `changed` names files known to be changed.
-
-    `is_refused`: it did not run because a person or a rule did not let it; who makes calls by itself takes that as a no.
-    """
-
-    call: ToolCall
-    result: ToolResult
-    display: Display
-    ends_turn: bool = False
-    changed: tuple[str, ...] = ()
-    is_refused: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """Why a turn ended: see TurnFinished. An empty `result` means the last visible text of the model."""
-
-    status: TurnStatus
-    reason: str
-    result: str = ""
-    attempts: int = 1
-
-
-class LimitReached(Exception):
-    """A limit of the turn; the message says which, with the numbers."""
-
-
-class LoopFound(Exception):
-    """The model repeats itself without effect; the message names the call."""
-
-
-Emit = Callable[[Event], None]
 Driver = Callable[["Steps", str], Awaitable[Ending]]
-
-
-@dataclass(slots=True)
-class _Partial:
-    """What was streamed of an answer that is not complete."""
-
-    text: list[str] = field(default_factory=list)
-    thinking: list[str] = field(default_factory=list)
-
-    def message(self) -> Message | None:
-        parts: list[Part] = []
-        if self.thinking:
-            parts.append(Thinking("".join(self.thinking)))
-        if self.text:
-            parts.append(Text("".join(self.text)))
-        return Message("assistant", tuple(parts)) if parts else None
 
 
 class Steps:
@@ -292,7 +151,7 @@ class Steps:
             session_id=self._session_id,
         )
         started = time.monotonic()
-        completed = await self._stream(request, started, silent=how.silent)
+        completed = await self._answer(request, silent=how.silent)
         self.usage += completed.usage
         self._journal.add(completed.message, completed.usage)
         self._open = {call.id: call for call in completed.message.calls}
@@ -385,40 +244,20 @@ class Steps:
         wanted = sampling.max_tokens or limits.answer_tokens
         return replace(sampling, max_tokens=left if wanted is None else min(left, wanted))
 
-    async def _stream(self, request: ModelRequest, started: float, *, silent: bool) -> Completed:
-        partial = _Partial()
+    async def _answer(self, request: ModelRequest, *, silent: bool) -> Completed:
+        partial = Partial()
         try:
-            async with aclosing(self.model.stream(request)) as events:
-                async for event in events:
-                    if isinstance(event, Completed):
-                        return event
-                    if not silent or isinstance(event, PrefillProgress):
-                        self._relay(event, partial, started)
+            return await receive(self.model, request, self._emit, partial, silent=silent)
         except asyncio.CancelledError:
             message = partial.message()
             if message is not None:
                 self._journal.add(message)
             raise
-        raise ModelError(f"{self.model.name}: the stream ended without an answer; try again")
-
-    def _relay(self, event: ModelEvent, partial: _Partial, started: float) -> None:
-        if isinstance(event, TextDelta):
-            partial.text.append(event.text)
-            self._emit(TextPiece(event.text))
-        elif isinstance(event, ThinkingDelta):
-            partial.thinking.append(event.text)
-            self._emit(ThinkingPiece(event.text))
-        elif isinstance(event, CallDelta):
-            self._emit(CallPiece(event.index, event.name, event.arguments))
-        elif isinstance(event, PrefillProgress):
-            elapsed = time.monotonic() - started
-            rate = max(event.done - event.cached, 0) / elapsed if elapsed > 0 else 0.0
-            self._emit(Prefill(event.done, event.total, event.cached, rate))
 
     async def _run(self, call: ToolCall, *, cut_off: bool = False) -> tuple[Outcome, float]:
         """The outcome and how long the tool took, not the person's answer before it; announced but not yet recorded."""
-        tool = self._find(call.name)
-        arguments = self._arguments(tool, call, cut_off=cut_off) if tool is not None else self._unknown(call.name)
+        tool = find_tool(self._by_name, call.name)
+        arguments = read_arguments(tool, call, cut_off=cut_off) if tool is not None else unknown_tool(self._by_name, call.name)
         summary = tool.summary(arguments) if tool is not None and isinstance(arguments, BaseModel) else call.name
         self._emit(CallStarted(call, summary))
         if tool is None or isinstance(arguments, str):
@@ -443,37 +282,6 @@ class Steps:
             self._emit(SandboxViolation(violation, call.id))
         self._emit(CallFinished(call, result, outcome.display, duration_s))
         return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed, outcome.is_refused)
-
-    def _find(self, name: str) -> Tool[BaseModel] | None:
-        """The tool of that name; models also write `Read`, `functions.read` or `str-replace`."""
-        plain = name.strip().removeprefix("functions.").replace("-", "_").lower()
-        return self._by_name.get(name) or self._by_name.get(plain)
-
-    def _unknown(self, name: str) -> str:
-        return f"There is no tool {name!r}. The tools are: {', '.join(self._by_name)}."
-
-    def _arguments(self, tool: Tool[BaseModel], call: ToolCall, *, cut_off: bool) -> BaseModel | str:
-        """The parsed arguments, or what is wrong with them."""
-        try:
-            value = json.loads(call.arguments or "{}")
-            if isinstance(value, str):
-                value = json.loads(value)
-        except json.JSONDecodeError as error:
-            if cut_off:
-                return (
-                    f"The call was cut off: the answer reached its length limit within the arguments of {tool.name}. Be shorter."
-                )
-            return f"The arguments of {tool.name} are not valid JSON: {error.msg} at character {error.pos}. Send one JSON object."
-        if not isinstance(value, dict):
-            return f"The arguments of {tool.name} must be one JSON object, not {type(value).__name__}."
-        try:
-            return tool.arguments.model_validate(value)
-        except ValidationError as error:
-            wrong = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or 'arguments'}: {item['msg']}"
-                for item in error.errors(include_url=False, include_input=False)
-            )
-            return f"Wrong arguments for {tool.name}: {wrong}."
 
 
 def _check_steps(limits: Limits, taken: int) -> None:

@@ -37,14 +37,17 @@ LAYERS: dict[str, set[str]] = {
     "events": {"messages", "model"},
     "models": FOUNDATION | {"models", "paths"},
     "tools": FOUNDATION | {"tools"},
-    "loop": FOUNDATION | {"tools", "approval", "steps"},
-    "steps": FOUNDATION | {"tools", "approval", "repeats"},
+    "loop": FOUNDATION | {"tools", "approval", "steps", "turn"},
+    "steps": FOUNDATION | {"tools", "approval", "repeats", "turn", "answers", "reading_calls"},
+    "turn": FOUNDATION | {"tools", "approval"},
+    "answers": FOUNDATION | {"turn"},
+    "reading_calls": FOUNDATION | {"tools"},
     "repeats": {"messages"},
     "approval": FOUNDATION | {"tools"},
     "context": FOUNDATION | {"transcript", "tools"},
     "transcript": FOUNDATION | {"paths"},
     "repomap": FOUNDATION | {"tools"},
-    "guided": FOUNDATION | {"tools", "repomap", "steps", "loop"},
+    "guided": FOUNDATION | {"tools", "repomap", "steps", "turn", "loop"},
 }
 
 

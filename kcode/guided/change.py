@@ -18,9 +18,10 @@ from kcode.guided.suspects import words_of
 from kcode.guided.trial import accepted, can_judge, clean, run_tests, timeout_after, unknown_names, worsening
 from kcode.model import Sampling
 from kcode.repomap import TEST_PATH, SourceFile, load_sources
-from kcode.steps import Ask, Ending, Steps
+from kcode.steps import Steps
 from kcode.tools.syntax import MAX_PARSED_BYTES, describe_faults, introduced_faults, language_of
 from kcode.tools.testing.report import TestReport
+from kcode.turn import Ask, Ending
 from kcode_prompts.prompt import load
 from kcode_sandbox.errors import FileError
 from kcode_sandbox.sandbox import Sandbox

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from kcode.errors import EngineDied, ModelError
 from kcode.model import Sampling, TextModel
-from kcode.steps import Ask, Steps
+from kcode.steps import Steps
+from kcode.turn import Ask
 
 CHOICE_TOKENS = 200
 SCORED_AT_ONCE = 4

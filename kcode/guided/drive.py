@@ -24,8 +24,9 @@ from kcode.guided.trial import FIRST_TIMEOUT_S, Refused, accepted, clean, forget
 from kcode.loop import work
 from kcode.model import TextModel, Usage
 from kcode.repomap import load_sources
-from kcode.steps import Ending, Steps
+from kcode.steps import Steps
 from kcode.tools.testing.report import TestReport
+from kcode.turn import Ending
 from kcode_sandbox.sandbox import Sandbox
 
 MAX_ATTEMPTS = 8

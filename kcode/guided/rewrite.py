@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from kcode.guided.surprise import body_start, squeezed
 from kcode.guided.suspects import Suspect
 from kcode.model import Sampling
-from kcode.steps import Ask
 from kcode.tools.syntax import language_of
+from kcode.turn import Ask
 from kcode_prompts.prompt import load
 
 FENCE = "\n```"

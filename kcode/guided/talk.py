@@ -9,7 +9,8 @@ from kcode.guided.choice import choose, preferences
 from kcode.guided.relevance import seed_text
 from kcode.guided.suspects import words_of
 from kcode.repomap import TEST_PATH, is_mentioned, load_sources
-from kcode.steps import Ask, Ending, Steps
+from kcode.steps import Steps
+from kcode.turn import Ask, Ending
 from kcode_prompts.prompt import load
 from kcode_sandbox.sandbox import Sandbox
 

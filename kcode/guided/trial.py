@@ -6,10 +6,11 @@ import ast
 import builtins
 import symtable
 
-from kcode.steps import Called, Steps
+from kcode.steps import Steps
 from kcode.tools.rewrite_function import RewriteFunctionTool
 from kcode.tools.run_tests import RunTestsTool
 from kcode.tools.testing.report import TestReport
+from kcode.turn import Called
 
 FIRST_TIMEOUT_S = 300
 MIN_TIMEOUT_S = 20

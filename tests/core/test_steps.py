@@ -20,9 +20,10 @@ from kcode.paths import Paths
 from kcode.profiles import GENERIC
 from kcode.session import Equipment, Session
 from kcode.settings import Settings
-from kcode.steps import Ask, Driver, Ending, Limits, Steps
+from kcode.steps import Driver, Steps
 from kcode.tools.toolbox import build_specs, build_tools
 from kcode.transcript import TurnEnd, create
+from kcode.turn import Ask, Ending, Limits
 from tests.core.conftest import collect, ending
 
 Begin = Callable[..., Awaitable[tuple[Session, ScriptedModel]]]

@@ -21,10 +21,10 @@ from kcode.profiles import SMALL
 from kcode.repomap import WORD, SourceFile
 from kcode.session import Equipment, Session
 from kcode.settings import Settings
-from kcode.steps import Limits
 from kcode.tools.symbols import symbols
 from kcode.tools.toolbox import build_specs, build_tools
 from kcode.transcript import create
+from kcode.turn import Limits
 from kcode_sandbox.sandbox import Sandbox
 
 Write = Callable[[dict[str, str]], None]

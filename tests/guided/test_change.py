@@ -15,7 +15,7 @@ from kcode.context import orphans
 from kcode.events import CallFinished, CallStarted, Event, Notice, StepStarted, TestsDisplay, TextPiece
 from kcode.model import ModelEvent, ModelRequest
 from kcode.models.scripted import Reply, Script, ScriptedCall, ScriptedModel
-from kcode.steps import Limits
+from kcode.turn import Limits
 from tests.core.conftest import collect, ending
 from tests.guided.conftest import Begin, Write, tree_of
 

@@ -17,8 +17,8 @@ from kcode.messages import Message
 from kcode.model import ModelEvent, ModelRequest, ScoredText, TextModel
 from kcode.models.scripted import Reply, Script, ScriptedModel
 from kcode.session import Session
-from kcode.steps import Limits
 from kcode.transcript import open_existing
+from kcode.turn import Limits
 from tests.core.conftest import collect, ending
 from tests.fakes.text_model import ReadingModel
 from tests.guided.conftest import Begin, Write, tree_of

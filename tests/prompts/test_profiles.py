@@ -12,8 +12,8 @@ from kcode.models.scripted import Script, ScriptedModel
 from kcode.opening import system_text
 from kcode.profiles import GENERIC, KIMI, SMALL, Profile, choose_profile, limits_for, sampling_for, sees, thinking_for
 from kcode.settings import Settings, load_settings
-from kcode.steps import Limits
 from kcode.tools.toolbox import build_specs, build_tools
+from kcode.turn import Limits
 from kcode_backend.chat.chatml import ChatML
 from kcode_backend.chat.format import ChatMessage, ToolDeclaration
 from kcode_backend.engine.request import SamplingParams
