@@ -73,7 +73,10 @@ def _log_to_stderr(context: click.Context, parameter: click.Parameter, debug: bo
 @click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
 @click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
-@click.option("--sandbox-backend", metavar="NAME", help="auto (default), bubblewrap, or the weaker landlock (no namespaces).")
+@click.option(
+    "--sandbox-backend", metavar="NAME", help="auto (default), bubblewrap, the weaker landlock (no namespaces), docker or podman."
+)
+@click.option("--sandbox-image", metavar="NAME", help="The container image that docker or podman is to use; it needs Python.")
 @click.option("--network", metavar="off|on|HOSTS", help="What commands may reach (default off); HOSTS: a.org,*.b.net:8443.")
 @click.option("--add-dir", metavar="DIR", multiple=True, help="Another folder that commands may write.")
 @click.option("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
@@ -107,6 +110,7 @@ def agent(
     folder: str,
     sandbox: str | None,
     sandbox_backend: str | None,
+    sandbox_image: str | None,
     network: str | None,
     add_dir: tuple[str, ...],
     read_dir: tuple[str, ...],
@@ -134,6 +138,7 @@ def agent(
         "base_url": base_url,
         "sandbox": sandbox,
         "sandbox_backend": sandbox_backend,
+        "sandbox_image": sandbox_image,
         "network": network,
         "add_dir": ":".join(add_dir) or None,
         "read_dir": ":".join(read_dir) or None,

@@ -124,6 +124,7 @@ def policy_of(settings: Settings, workspace: Path, grants: Sequence[Grant] = (),
         protect=protect,
         environment=environment,
         backend=settings.sandbox_backend,
+        image=settings.sandbox_image,
     )
     return widened(policy, grants)
 

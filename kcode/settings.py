@@ -32,7 +32,8 @@ class Settings:
     profile: how the model is driven; auto chooses by the model's name and size. standard is the old name of generic.
     effort: how long the model may work and think; empty is the profile's own.
     sandbox: what commands may do with files.
-    sandbox_backend: what holds them: auto is bubblewrap; landlock is weaker and for machines that deny namespaces.
+    sandbox_backend: what holds them: auto is bubblewrap; landlock is weaker and for machines that deny namespaces; docker and
+    podman run them in a container of the image `sandbox_image`.
     network: off, on, or the hosts they may reach ("example.org,*.example.net:8443").
     add_dir, read_dir: further folders that commands may write or read, with ":" between them.
     redaction: whether keys are taken out of what a model is sent; auto does it for servers that are not on this network.
@@ -56,7 +57,8 @@ class Settings:
     profile: Literal["auto", "kimi", "generic", "small", "standard"] = "auto"
     effort: Literal["", "low", "medium", "high"] = ""
     sandbox: Literal["read-only", "workspace-write", "danger-full-access"] = "workspace-write"
-    sandbox_backend: Literal["auto", "bubblewrap", "landlock"] = "auto"
+    sandbox_backend: Literal["auto", "bubblewrap", "landlock", "docker", "podman"] = "auto"
+    sandbox_image: str = ""
     network: str = "off"
     add_dir: str = ""
     read_dir: str = ""

@@ -38,7 +38,7 @@ KV_KINDS = ("f16", "int8", "int4")
 """Values of KVKind, which is not imported here: it needs torch."""
 SHUTDOWN_S = 2.0
 """How long running answers may go on after SIGTERM, unless said otherwise."""
-_FAREWELL_S = 3
+_FAREWELL_S = 10
 """After that time: what a client needs to take the error that ends its answer."""
 KV_DISK_BYTES = 10 << 30
 

@@ -60,7 +60,7 @@ def command() -> None:
     type=click.Choice(get_args(Choice)),
     envvar="KCODE_SANDBOX_BACKEND",
     default="auto",
-    help="auto is bubblewrap; landlock is weaker and needs no namespaces.",
+    help="auto is bubblewrap; landlock is weaker and needs no namespaces; docker and podman need --image.",
 )
 @click.option(
     "--network", metavar="off|on|HOSTS", default="off", show_default=True, help="HOSTS: example.org,*.example.net:8443."
@@ -110,21 +110,22 @@ def run_command(
     type=click.Choice(get_args(Choice)),
     envvar="KCODE_SANDBOX_BACKEND",
     default="auto",
-    help="auto is bubblewrap; landlock is weaker and needs no namespaces.",
+    help="auto is bubblewrap; landlock is weaker and needs no namespaces; docker and podman need --image.",
 )
 @click.option(
     "--network", metavar="off|on|HOSTS", default="off", show_default=True, help="HOSTS: example.org,*.example.net:8443."
 )
 @click.option("--cd", "folder", metavar="DIR", default=".", help="The workspace.")
+@click.option("--image", envvar="KCODE_SANDBOX_IMAGE", default="", help="Of docker or podman.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of lines.")
-def explain_command(profile: Profile, backend: Choice, network: str, folder: str, as_json: bool) -> int:
+def explain_command(profile: Profile, backend: Choice, network: str, folder: str, image: str, as_json: bool) -> int:
     """Say what commands in DIR may read, write and reach, and which layers hold them. Ends with 1 when there is no sandbox.
 
     A sandbox is really started and looked at from inside.
     """
     from kcode_sandbox.explain import explain
 
-    policy = replace(policy_of(folder, profile, network, (), ()), backend=backend)
+    policy = replace(policy_of(folder, profile, network, (), ()), backend=backend, image=image)
     standing = standing_grants(find_paths(), policy.workspace)
     explanation = asyncio.run(explain(widened(policy, standing)))
     if as_json:

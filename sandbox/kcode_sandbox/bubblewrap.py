@@ -268,7 +268,7 @@ class BubblewrapBackend:
                 "workspace": str(policy.workspace),
                 "environment": inner_environment(policy, around, home),
                 "private_home": True,
-                "fence": [str(path) for path in _writable(policy, self._git)],
+                "fence": [str(path) for path in writable_folders(policy, self._git)],
                 "proxy": PROXY if proxy is not None else "",
                 "own_network": policy.network != "on",
                 "limits": _limits_of(policy, self._group),
@@ -318,7 +318,7 @@ class BubblewrapBackend:
             self.way_out = None
 
 
-def _writable(policy: Policy, git: Protection) -> list[Path]:
+def writable_folders(policy: Policy, git: Protection) -> list[Path]:
     """Every folder below which something may be written inside; what is read-only in them is the mounts' business."""
     private = [Path(path) for path in ("/dev", "/tmp", "/var/tmp", HOME)]
     return [*private, policy.workspace, *policy.writable, *git.shared] if policy.profile == "workspace-write" else private
@@ -370,6 +370,12 @@ def _limits_of(policy: Policy, group: Group) -> Head:
 
 def find_fault(facts: Head, policy: Policy) -> str:
     """What of the wall is missing according to the worker's first look; "" when it stands."""
+    leaked = "" if _only_launch_variables(facts) else f"variables of the launcher are visible: {facts.get('environment_names')}"
+    return common_fault(facts, policy) or leaked
+
+
+def common_fault(facts: Head, policy: Policy) -> str:
+    """As find_fault, of what holds however the namespaces were made."""
     checks = (
         (facts.get("cap_eff") == "0000000000000000", f"capabilities are left inside (CapEff {facts.get('cap_eff')!r})"),
         (facts.get("cap_bnd") == "0000000000000000", f"capabilities can be regained inside (CapBnd {facts.get('cap_bnd')!r})"),
@@ -385,7 +391,6 @@ def find_fault(facts: Head, policy: Policy) -> str:
             facts.get("workspace_writable") is (policy.profile == "workspace-write"),
             f"{policy.workspace} is {'writable' if facts.get('workspace_writable') else 'not writable'} under {policy.profile}",
         ),
-        (_only_launch_variables(facts), f"variables of the launcher are visible: {facts.get('environment_names')}"),
     )
     return next((fault for holds, fault in checks if not holds), "")
 

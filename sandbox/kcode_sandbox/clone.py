@@ -222,8 +222,8 @@ async def open_clone(policy: Policy, folder: Path) -> Clone:
 
     The policy's further writable folders are read-only in it: they are not cloned. Raises SandboxUnavailableError.
     """
-    if policy.backend == "landlock":
-        raise SandboxUnavailableError("copies of a workspace need bubblewrap's overlay; Landlock has none")
+    if policy.backend not in ("auto", "bubblewrap"):
+        raise SandboxUnavailableError(f"copies of a workspace need bubblewrap's overlay; {policy.backend} has none")
     policy = replace(policy, readable=(*policy.readable, *policy.writable), writable=())
     place = await asyncio.to_thread(Place, folder)
     try:

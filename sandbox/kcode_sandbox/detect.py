@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kcode_sandbox.bubblewrap import BubblewrapBackend
 from kcode_sandbox.client import WorkerSandbox
+from kcode_sandbox.container import CONTAINERS, ContainerBackend
 from kcode_sandbox.direct import DirectBackend
 from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.landlock import LandlockBackend
@@ -82,6 +83,8 @@ def open_sandbox(policy: Policy, attachment: Attachment | None = None) -> Worker
         return WorkerSandbox(policy, DirectBackend(attachment))
     if policy.backend == "landlock":
         return WorkerSandbox(policy, LandlockBackend(attachment))
+    if policy.backend in CONTAINERS:
+        return WorkerSandbox(policy, ContainerBackend(policy.backend, attachment))
     return WorkerSandbox(policy, BubblewrapBackend([candidate.path for candidate in usable_binaries()], attachment))
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from kcode_sandbox.bubblewrap import HOME, BubblewrapBackend, home_of, inner_environment, survey
 from kcode_sandbox.client import WorkerSandbox
+from kcode_sandbox.container import CONTAINERS, ContainerBackend
 from kcode_sandbox.detect import Candidate, usable_binaries
 from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.landlock import LandlockBackend, residue
@@ -17,6 +18,7 @@ from kcode_sandbox.toolchains import outermost
 from kcode_sandbox.worker.landlock import version as landlock_version
 
 SHOWN_PATHS = 12
+AnyBackend = BubblewrapBackend | LandlockBackend | ContainerBackend
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,8 @@ async def explain(policy: Policy) -> Explanation:
         return Explanation(True, (("no sandbox", lines),), {"profile": policy.profile, "sandbox": None, "stands": True})
     means = await asyncio.to_thread(machine_means)
     try:
-        binaries = usable_binaries() if policy.backend != "landlock" else []
-        backend = BubblewrapBackend([candidate.path for candidate in binaries]) if binaries else LandlockBackend()
+        binaries = usable_binaries() if policy.backend in ("auto", "bubblewrap") else []
+        backend = _backend(policy, binaries)
         sandbox = WorkerSandbox(policy, backend)
         await sandbox.start()
     except SandboxUnavailableError as error:
@@ -50,13 +52,19 @@ async def explain(policy: Policy) -> Explanation:
         await sandbox.close()
 
 
+def _backend(policy: Policy, binaries: Sequence[Candidate]) -> AnyBackend:
+    if policy.backend in CONTAINERS:
+        return ContainerBackend(policy.backend)
+    return BubblewrapBackend([candidate.path for candidate in binaries]) if binaries else LandlockBackend()
+
+
 def _machine(means: Sequence[Means]) -> tuple[str, tuple[str, ...]]:
     return "this machine", tuple(f"{one.name}: {one.detail}" if one.works else f"{one.name}: no: {one.detail}" for one in means)
 
 
-def _explain(
-    policy: Policy, backend: BubblewrapBackend | LandlockBackend, binaries: Sequence[Candidate], means: Sequence[Means]
-) -> Explanation:
+def _explain(policy: Policy, backend: AnyBackend, binaries: Sequence[Candidate], means: Sequence[Means]) -> Explanation:
+    if isinstance(backend, ContainerBackend):
+        return _explain_container(policy, backend, means)
     if isinstance(backend, LandlockBackend):
         return _explain_degraded(policy, backend, means)
     around = survey(policy, home_of(policy))
@@ -85,11 +93,6 @@ def _explain(
         "machine": [asdict(one) for one in means],
     }
     tried = ", then ".join(f"{candidate.path} {candidate.version}" for candidate in binaries)
-    networks = {
-        "off": "off: not even this machine's own services; inside, 127.0.0.1 works",
-        "allow-list": f"{policy.network_text} through a proxy, nothing else; a host that takes data can carry yours out",
-        "on": "on: all of it, this machine's own services included",
-    }
     sections = (
         ("sandbox", (f"bubblewrap · {policy.profile} · built and checked from inside just now ({tried})",)),
         ("may be written", tuple(writable) or ("nothing",)),
@@ -97,8 +100,58 @@ def _explain(
         ("may be read", tuple(readable)),
         ("read-only though inside the workspace, since it runs or steers programs later", _shortened(protected)),
         ("does not exist inside", ("everything else: your home folder, its keys, other projects, sockets, other processes",)),
-        ("network", (networks[policy.network],)),
+        ("network", (_network(policy),)),
         ("environment variables", (" ".join(names),)),
+        ("limits", _limit_lines(policy.limits)),
+        ("layers", tuple(f"{name}: {state}" for name, state in layers.items())),
+        _machine(means),
+    )
+    return Explanation(True, sections, document)
+
+
+def _network(policy: Policy) -> str:
+    return {
+        "off": "off: not even this machine's own services; inside, 127.0.0.1 works",
+        "allow-list": f"{policy.network_text} through a proxy, nothing else; a host that takes data can carry yours out",
+        "on": "on: all of it, this machine's own services included",
+    }[policy.network]
+
+
+def _explain_container(policy: Policy, backend: ContainerBackend, means: Sequence[Means]) -> Explanation:
+    may_write = policy.profile == "workspace-write"
+    writable = [str(path) for path in (policy.workspace, *policy.writable)] if may_write else []
+    readable = [f"the image {policy.image}", *map(str, policy.readable), *([] if may_write else [str(policy.workspace)])]
+    protected = [str(path) for path in backend.protected]
+    private = [HOME, "/tmp", "/var/tmp", "/dev/shm"]
+    fence = f"names once more what may be written (interface {backend.landlock})" if backend.landlock else "not in there"
+    layers = {
+        "container": f"{policy.backend}: namespaces, a read-only root, a group that bounds processes and memory",
+        "capabilities": "none, and no way to new privileges",
+        "system calls": "filtered (seccomp), by kcode's filter above the engine's own",
+        "Landlock": fence,
+    }
+    document: dict[str, object] = {
+        "profile": policy.profile,
+        "sandbox": policy.backend,
+        "image": policy.image,
+        "stands": True,
+        "network": policy.network_text,
+        "writable": writable,
+        "readable": readable,
+        "protected": protected,
+        "private": private,
+        "limits": asdict(policy.limits),
+        "layers": layers,
+        "machine": [asdict(one) for one in means],
+    }
+    sections = (
+        ("sandbox", (f"{backend.description(policy)} · built and checked from inside just now",)),
+        ("may be written", tuple(writable) or ("nothing",)),
+        ("may be written, private to a session and gone with it", tuple(private)),
+        ("may be read", tuple(readable)),
+        ("read-only though inside the workspace, since it runs or steers programs later", _shortened(protected)),
+        ("does not exist inside", ("everything else of this machine",)),
+        ("network", (_network(policy),)),
         ("limits", _limit_lines(policy.limits)),
         ("layers", tuple(f"{name}: {state}" for name, state in layers.items())),
         _machine(means),

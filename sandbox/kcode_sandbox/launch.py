@@ -87,10 +87,19 @@ def base_interpreter() -> str:
 
 def worker_argv(package: str) -> list[str]:
     """`package` is where this package's folder is seen by the worker."""
-    folder = os.path.dirname(package)
     _compile_once()
-    code = f"import sys; sys.path.insert(0, {folder!r}); from kcode_sandbox.worker.main import main; main()"
-    return [base_interpreter(), "-I", "-S", "-B", "-c", code]
+    return [base_interpreter(), "-I", "-S", "-B", "-c", worker_code(package)]
+
+
+def worker_code(package: str, minimum: tuple[int, int] | None = None) -> str:
+    """What the interpreter is to run; one older than `minimum` says so and ends."""
+    folder = os.path.dirname(package)
+    check = ""
+    if minimum is not None:
+        wanted = ".".join(map(str, minimum))
+        told = f"kcode's worker needs Python {wanted} or newer, this one is "
+        check = f"sys.version_info >= {minimum} or sys.exit({told!r} + sys.version.split()[0]); "
+    return f"import sys; {check}sys.path.insert(0, {folder!r}); from kcode_sandbox.worker.main import main; main()"
 
 
 def _compile_once() -> None:

@@ -10,8 +10,8 @@ from kcode_sandbox.hosts import HostRule, parse_rules
 
 Profile = Literal["read-only", "workspace-write", "danger-full-access"]
 Network = Literal["off", "allow-list", "on"]
-Choice = Literal["auto", "bubblewrap", "landlock"]
-"""What holds the policy: auto is bubblewrap and never anything weaker; landlock is, and must be named."""
+Choice = Literal["auto", "bubblewrap", "landlock", "docker", "podman"]
+"""What holds the policy: auto is bubblewrap and never anything else; landlock is weaker. The others must be named."""
 
 
 def parse_network(text: str) -> tuple[Network, tuple[HostRule, ...]]:
@@ -58,6 +58,8 @@ class Policy:
     environment: tuple[tuple[str, str], ...] = ()
     limits: Limits = field(default_factory=Limits)
     backend: Choice = "auto"
+    image: str = ""
+    """What a container of docker or podman is made of."""
 
     @property
     def network_text(self) -> str:

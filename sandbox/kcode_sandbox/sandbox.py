@@ -1,7 +1,8 @@
 """The one door: whatever a model causes to be read, written or run goes through a Sandbox.
 
 Paths are text, absolute or relative to the workspace; they are resolved inside the sandbox, never by the caller.
-Implementations: bubblewrap.py (default) and direct.py (danger-full-access: the same worker without walls).
+client.py implements it for every backend: bubblewrap.py (default), landlock.py, container.py, and
+direct.py (danger-full-access: the same worker without walls).
 """
 
 from __future__ import annotations

@@ -43,26 +43,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0 when nothing succeeded or failed that the tables do not name."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--backend", choices=get_args(Choice), default="auto")
+    parser.add_argument("--image", default="", help="of docker or podman; with the programs that the jobs need")
     parser.add_argument("--folder", help="an existing one for the scenes, instead of a temporary one")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="kcode-trials-", dir=chosen.folder) as folder:
-        trials = asyncio.run(try_all(Path(folder), chosen.backend))
+        trials = asyncio.run(try_all(Path(folder), chosen.backend, chosen.image))
     print(json.dumps(asdict(trials)))
     return 1 if trials.succeeded or trials.failed else 0
 
 
-async def try_all(folder: Path, backend: Choice) -> Trials:
+async def try_all(folder: Path, backend: Choice, image: str = "") -> Trials:
     attacks, jobs = read_attacks(), [job for job in read_jobs() if job.possible]
     succeeded: list[str] = []
     failed: list[str] = []
     residue: list[str] = []
     for number, attack in enumerate(attacks):
-        trial = await walled(attack, folder / f"attack-{number}", backend)
+        trial = await walled(attack, folder / f"attack-{number}", backend, image)
         if trial.succeeded:
             (residue if backend in attack.residue else succeeded).append(attack.id)
             print(f"succeeded: {attack.id}: {trial.output.strip()[-200:]}", file=sys.stderr)
     for number, job in enumerate(jobs):
-        trial = await work(job, folder / f"job-{number}", backend)
+        trial = await work(job, folder / f"job-{number}", backend, image)
         if not trial.succeeded:
             (residue if backend in job.residue else failed).append(job.name)
             print(f"failed: {job.name}: {trial.output.strip()[-200:]}", file=sys.stderr)

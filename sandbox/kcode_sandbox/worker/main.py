@@ -36,7 +36,7 @@ from kcode_sandbox.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPAB
 from kcode_sandbox.worker.proxied import proxy_variables
 from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
-from kcode_sandbox.worker.walls import raise_walls
+from kcode_sandbox.worker.walls import apply_filter, raise_walls
 
 # Live output is for the eye: while the client is this far behind, chunks are left out (the result still has them).
 MAX_STREAM_BACKLOG = 8 << 20
@@ -117,6 +117,8 @@ class Worker:
             home.furnish(self._environment["HOME"], body)
         if head.get("walls"):
             raise_walls(object_of(head, "walls"))
+        if head.get("filter"):
+            apply_filter(bytes.fromhex(text_of(head, "filter")))
         fence = landlock.fence(texts_of(head, "fence")) if head.get("fence") else 0
         if head.get("proxy"):
             from kcode_sandbox.worker.relay import start_relay

@@ -41,7 +41,7 @@ def raise_walls(wanted: Head) -> None:
     landlock.restrict(outer_fd)
     os.close(outer_fd)
     fence_commands(inner_fd)
-    _filter(bytes.fromhex(text_of(wanted, "filter")))
+    apply_filter(bytes.fromhex(text_of(wanted, "filter")))
 
 
 def _drop_capabilities() -> None:
@@ -60,7 +60,8 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
 
 
-def _filter(program: bytes) -> None:
+def apply_filter(program: bytes) -> None:
+    """For this process and all it starts, for good. Raises OSError."""
     instructions = ctypes.create_string_buffer(program, len(program))
     described = _Program(len(program) // INSTRUCTION_BYTES, ctypes.addressof(instructions))
     if _libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(described), 0, 0) != 0:

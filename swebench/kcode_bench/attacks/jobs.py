@@ -42,12 +42,12 @@ def read_jobs() -> tuple[Job, ...]:
     return tuple(_Table.model_validate(tomllib.loads(text)).job)
 
 
-async def work(job: Job, root: Path, backend: Choice = "auto") -> Trial:
+async def work(job: Job, root: Path, backend: Choice = "auto", image: str = "") -> Trial:
     """The job in a sandbox as an agent has it, in a fresh scene below the new folder `root`."""
     scene = build(root)
     try:
         environment = tuple(sorted(clean_environment(scene.environment).items()))
-        sandbox = open_sandbox(Policy(scene.workspace.resolve(), environment=environment, backend=backend))
+        sandbox = open_sandbox(Policy(scene.workspace.resolve(), environment=environment, backend=backend, image=image))
         await sandbox.start()
         try:
             result = await sandbox.exec(["bash", "-c", job.script], timeout_s=2 * TIME_LIMIT_S)

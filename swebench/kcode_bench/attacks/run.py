@@ -25,12 +25,12 @@ class Trial:
     output: str
 
 
-async def walled(attack: Attack, root: Path, backend: Choice = "auto") -> Trial:
+async def walled(attack: Attack, root: Path, backend: Choice = "auto", image: str = "") -> Trial:
     """The attack in the sandbox as an agent has it, in a scene below the new folder `root`."""
     scene = build(root)
     try:
         environment = tuple(sorted(clean_environment(scene.environment).items()))
-        policy = Policy(scene.workspace.resolve(), environment=environment, limits=LIMITS, backend=backend)
+        policy = Policy(scene.workspace.resolve(), environment=environment, limits=LIMITS, backend=backend, image=image)
         sandbox = open_sandbox(policy)
         await sandbox.start()
         try:
