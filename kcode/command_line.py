@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,21 @@ def _log_to_stderr(context: click.Context, parameter: click.Parameter, debug: bo
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="kcode: %(message)s", stream=sys.stderr)
 
 
+def _flags(context: click.Context) -> dict[str, Value]:
+    """The settings that were given as options."""
+    flags: dict[str, Value] = context.meta.setdefault("kcode.flags", {})
+    return flags
+
+
+def _keep_flag(context: click.Context, option: click.Parameter, given: str | tuple[str, ...] | None) -> None:
+    if option.name and given is not None and given != ():
+        _flags(context)[option.name] = ":".join(given) if isinstance(given, tuple) else given
+
+
+setting = partial(click.option, callback=_keep_flag, expose_value=False)
+"""An option that is one of the settings, of the same name."""
+
+
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompt", required=False)
 @click.option("-p", "--print", "print_prompt", metavar="TEXT", help="Run headless with this prompt; - reads standard input.")
@@ -67,29 +83,27 @@ def _log_to_stderr(context: click.Context, parameter: click.Parameter, debug: bo
 @click.option("--output-dir", metavar="DIR", help="Write result.json, transcript.jsonl and diff.patch there (headless).")
 @click.option("-c", "--continue", "resume_last", is_flag=True, help="Go on with the last session of this folder.")
 @click.option("-r", "--resume", "resume_id", metavar="ID", help="Go on with the session whose id begins with ID.")
-@click.option(
-    "-m", "--model", metavar="NAME", help="A model's name (see kcode models list), a .gguf file or a folder of safetensors."
-)
-@click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
+@setting("-m", "--model", metavar="NAME", help="A model's name (see kcode models list), a .gguf file or a folder of safetensors.")
+@setting("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
-@click.option("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
-@click.option(
+@setting("--sandbox", metavar="MODE", help="read-only, workspace-write (default) or danger-full-access.")
+@setting(
     "--sandbox-backend", metavar="NAME", help="auto (default), bubblewrap, the weaker landlock (no namespaces), docker or podman."
 )
-@click.option("--sandbox-image", metavar="NAME", help="The container image that docker or podman is to use; it needs Python.")
-@click.option("--network", metavar="off|on|HOSTS", help="What commands may reach (default off); HOSTS: a.org,*.b.net:8443.")
-@click.option("--add-dir", metavar="DIR", multiple=True, help="Another folder that commands may write.")
-@click.option("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
-@click.option("--approval-mode", metavar="MODE", help="plan, ask or auto (default: ask on a screen, auto headless).")
+@setting("--sandbox-image", metavar="NAME", help="The container image that docker or podman is to use; it needs Python.")
+@setting("--network", metavar="off|on|HOSTS", help="What commands may reach (default off); HOSTS: a.org,*.b.net:8443.")
+@setting("--add-dir", metavar="DIR", multiple=True, help="Another folder that commands may write.")
+@setting("--read-dir", metavar="DIR", multiple=True, help="Another folder that commands may read.")
+@setting("--approval-mode", metavar="MODE", help="plan, ask or auto (default: ask on a screen, auto headless).")
 @click.option("-y", "--yolo", is_flag=True, help="The same as --approval-mode auto.")
-@click.option("--profile", metavar="NAME", help="auto (default), kimi, generic or small: how the model is driven.")
-@click.option("--effort", metavar="LEVEL", help="low, medium or high: how long the model may work and think.")
-@click.option("--max-turns", metavar="N", help="Stop after N model calls.")
-@click.option("--max-tokens", metavar="N", help="Stop after N tokens written by the model.")
-@click.option("--time-limit", metavar="SECONDS", help="Stop after so long.")
-@click.option("--context-limit", metavar="N", help="Use at most N tokens of context.")
-@click.option("--temperature", metavar="T", help="Sampling temperature.")
-@click.option("--seed", metavar="N", help="Seed of the sampler.")
+@setting("--profile", metavar="NAME", help="auto (default), kimi, generic or small: how the model is driven.")
+@setting("--effort", metavar="LEVEL", help="low, medium or high: how long the model may work and think.")
+@setting("--max-turns", metavar="N", help="Stop after N model calls.")
+@setting("--max-tokens", metavar="N", help="Stop after N tokens written by the model.")
+@setting("--time-limit", "time_limit_s", metavar="SECONDS", help="Stop after so long.")
+@setting("--context-limit", metavar="N", help="Use at most N tokens of context.")
+@setting("--temperature", metavar="T", help="Sampling temperature.")
+@setting("--seed", metavar="N", help="Seed of the sampler.")
 @click.option(
     "--attempts", metavar="N", type=int, help="Up to N attempts, each in a copy; the first that passes the tests counts."
 )
@@ -105,25 +119,8 @@ def agent(
     output_dir: str | None,
     resume_last: bool,
     resume_id: str | None,
-    model: str | None,
-    base_url: str | None,
     folder: str,
-    sandbox: str | None,
-    sandbox_backend: str | None,
-    sandbox_image: str | None,
-    network: str | None,
-    add_dir: tuple[str, ...],
-    read_dir: tuple[str, ...],
-    approval_mode: str | None,
     yolo: bool,
-    profile: str | None,
-    effort: str | None,
-    max_turns: str | None,
-    max_tokens: str | None,
-    time_limit: str | None,
-    context_limit: str | None,
-    temperature: str | None,
-    seed: str | None,
     attempts: int | None,
     all_attempts: bool,
     keep_best: bool,
@@ -133,25 +130,9 @@ def agent(
     Exit codes of a headless run: 0 finished, 1 could not start, 2 the model or the sandbox failed, 3 stopped by a limit, going
     in circles or without an attempt that passes, 4 stopped by the user.
     """
-    flags: dict[str, Value] = {
-        "model": model,
-        "base_url": base_url,
-        "sandbox": sandbox,
-        "sandbox_backend": sandbox_backend,
-        "sandbox_image": sandbox_image,
-        "network": network,
-        "add_dir": ":".join(add_dir) or None,
-        "read_dir": ":".join(read_dir) or None,
-        "approval_mode": "auto" if yolo else approval_mode,
-        "profile": profile,
-        "effort": effort,
-        "max_turns": max_turns,
-        "max_tokens": max_tokens,
-        "time_limit_s": time_limit,
-        "context_limit": context_limit,
-        "temperature": temperature,
-        "seed": seed,
-    }
+    flags = _flags(click.get_current_context())
+    if yolo:
+        flags["approval_mode"] = "auto"
     headless_prompt = _headless_prompt(prompt, print_prompt, prompt_file)
     resume = "" if resume_last and resume_id is None else resume_id
     plan = _plan(attempts, run_all=all_attempts, keep_best=keep_best, is_headless=headless_prompt is not None)

@@ -281,10 +281,14 @@ class LocalModel:
             raise StartError(f"cannot use {self._runtime} for the engine's socket: {error}") from error
         try:
             await _lock(lock)
+            deadline = time.monotonic() + SOCKET_WAIT_S
+            while await self._health() is None and _is_held(self._socket):
+                if time.monotonic() > deadline:
+                    raise StartError(f"an engine holds {self._socket} and does not answer; end it, or see its log {self._log}")
+                await asyncio.sleep(POLL_S)
             if await self._health() is not None:
                 return
             self._spawn()
-            deadline = time.monotonic() + SOCKET_WAIT_S
             while await self._health() is None:
                 if self._ended() is not None:
                     raise StartError(self._why_it_ended(self._ended()))
@@ -357,6 +361,21 @@ def _exit_text(code: int | None) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}" + (", perhaps for memory" if code == -signal.SIGKILL else "")
     return f"exit code {code}"
+
+
+def _is_held(socket: Path) -> bool:
+    """Whether an engine lives there all the same: one that is busy beyond measure, or on its way out."""
+    try:
+        lock = os.open(f"{socket}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
 
 
 async def _lock(descriptor: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import signal
@@ -135,6 +136,18 @@ async def test_engine_killed_between_requests_is_started_again(engines: Engines)
     first = pid(await ask(model))
     os.kill(first, signal.SIGKILL)
     assert pid(await ask(model)) != first
+
+
+async def test_an_engine_on_its_way_out_is_waited_for(engines: Engines) -> None:
+    model = engines.client("plain")
+    model.socket.parent.mkdir(parents=True, exist_ok=True)
+    lock = os.open(f"{model.socket}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    asked = asyncio.create_task(ask(model))
+    await asyncio.sleep(0.5)
+    assert model.process_id is None
+    os.close(lock)
+    assert isinstance((await asked)[-1], Completed)
 
 
 async def test_refused_request_is_told(engines: Engines) -> None:

@@ -173,7 +173,7 @@ os.execv({true!r}, [{true!r}, *given])
     (folder / str(ENGINE)).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     sandbox = open_sandbox(replace(policy, backend=ENGINE or "docker", image=IMAGE))
-    with pytest.raises(SandboxUnavailableError, match="the self-check failed|the system call filter: Permission denied"):
+    with pytest.raises(SandboxUnavailableError, match=r"the self-check failed|the system call filter: Permission denied"):
         await sandbox.start()
 
 
