@@ -16,7 +16,7 @@ from types import TracebackType
 
 from kcode.approval import ApprovalMode, Asker
 from kcode.errors import StartError
-from kcode.events import Event, Notice, TurnFinished, TurnStatus
+from kcode.events import AgentState, Event, Notice, TurnFinished, TurnStatus
 from kcode.messages import Message
 from kcode.model import Usage
 from kcode.opening import Sessions
@@ -148,6 +148,22 @@ class Session:
     def steer(self, text: str) -> bool:
         """Say something to the running turn, which reads it after its current step. False when none is running."""
         return self._conversation.steer(text)
+
+    @property
+    def agents(self) -> tuple[AgentState, ...]:
+        """How the sub-agents of the present or the last turn stand."""
+        swarm = self._conversation.swarm
+        return () if swarm is None else swarm.agents
+
+    def stop_agent(self, number: int) -> bool:
+        """End one sub-agent soon, the others go on. False when none of that number is at work or waits."""
+        swarm = self._conversation.swarm
+        return swarm is not None and swarm.stop(number)
+
+    def steer_agent(self, number: int, text: str) -> bool:
+        """Say something to one sub-agent, which reads it after its present step. False when none of that number is at work."""
+        swarm = self._conversation.swarm
+        return swarm is not None and swarm.steer(number, text)
 
     def interrupt(self) -> None:
         """End the running turn soon; its TurnFinished says "interrupted"."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +45,11 @@ class Verdict:
     reason: str = ""
 
 
+REASONS: Mapping[Access, str] = {
+    "write": "it changes files",
+    "execute": "it runs a command",
+    "delegate": "another agent works in a copy without asking, and what it changes is brought over",
+}
 Asker = Callable[[Question], Awaitable[Reply]]
 IsDirty = Callable[[], Awaitable[bool]]
 
@@ -76,35 +82,49 @@ class Approval:
     """The session's rules. `mode` may be changed between calls; nothing else is kept but "always" answers.
 
     plan: only reading. ask: reading is free, anything else asks. auto: everything the sandbox allows. Git commands that
-    destroy uncommitted work ask in every mode. Without an `asker` a question is a denial.
+    destroy uncommitted work ask in every mode. Without an `asker` a question is a denial. The tools `free` never ask, but only
+    read in plan mode.
     """
 
-    def __init__(self, mode: ApprovalMode, asker: Asker | None, is_dirty: IsDirty) -> None:
+    def __init__(self, mode: ApprovalMode, asker: Asker | None, is_dirty: IsDirty, free: frozenset[str] = frozenset()) -> None:
         self.mode: ApprovalMode = mode
         self._asker = asker
         self._is_dirty = is_dirty
         self._always: set[str] = set()
+        self._free = free
+        self._asking = asyncio.Lock()
 
     async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict:
         """The verdict on a call whose name and arguments are valid; `call.name` is the tool's own name."""
-        if access == "read":
+        if access == "read" or (access == "delegate" and self.mode == "plan"):
             return Verdict(True)
         if self.mode == "plan":
             return Verdict(False, f"Not run: {call.name} may change files, and in plan mode only reading is allowed.")
+        if call.name in self._free:
+            return Verdict(True)
         if is_destructive_git(call) and await self._is_dirty():
             reason = "this git command can throw uncommitted work away"
             return await self._ask(Question(call, access, summary, reason), remember=False)
         if self.mode == "auto" or call.name in self._always:
             return Verdict(True)
-        reason = "it changes files" if access == "write" else "it runs a command"
+        reason = REASONS[access]
         return await self._ask(Question(call, access, summary, reason), remember=True)
+
+    def in_copy(self, free: frozenset[str]) -> Approval:
+        """The rules in a copy of the workspace, where the tools `free` do no harm; others ask as here."""
+        rules = Approval(self.mode, self._asker, self._is_dirty, free)
+        rules._asking, rules._always = self._asking, self._always
+        return rules
 
     async def _ask(self, question: Question, *, remember: bool) -> Verdict:
         if self._asker is None:
             return Verdict(
                 False, f"Not run: {question.summary} needs approval ({question.reason}) and nobody is there to give it."
             )
-        reply = await self._asker(question)
+        async with self._asking:
+            if remember and question.call.name in self._always:
+                return Verdict(True)
+            reply = await self._asker(question)
         if reply.answer == "deny":
             said = f" The user said: {reply.text}" if reply.text else ""
             return Verdict(False, f"Not run: the user denied {question.summary}.{said}")

@@ -1,8 +1,8 @@
 """The closed union of what a turn says. The loop yields these; screens, headless and the transcript read them.
 
 Order within a turn: TurnStarted, then per step: StepStarted, any of Prefill/TextPiece/ThinkingPiece/CallPiece, StepFinished,
-then per call: CallStarted, any number of CallOutput and SandboxViolation, CallFinished; at the end exactly one TurnFinished,
-also after an interrupt. Notice may occur anywhere between.
+then per call: CallStarted, any number of CallOutput, AgentState and SandboxViolation, CallFinished (those of calls that run at
+the same time are mixed); at the end exactly one TurnFinished, also after an interrupt. Notice may occur anywhere between.
 """
 
 from __future__ import annotations
@@ -132,6 +132,29 @@ class SandboxViolation:
     call_id: str
 
 
+AgentStatus = Literal["waiting", "working", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentState:
+    """How a sub-agent stands, each time that changes: between the CallStarted and the CallFinished of the `task` it works for.
+
+    `agent` is its number in the session, `status` begins with "waiting", `steps` counts its answers, `doing` is the summary of
+    its last call or, once it has ended, why it ended.
+    """
+
+    agent: int
+    description: str
+    status: AgentStatus
+    steps: int = 0
+    doing: str = ""
+
+    @property
+    def line(self) -> str:
+        """For a person, where there is room for one line."""
+        return " · ".join(filter(None, [f"agent {self.agent}", self.description, self.status, f"step {self.steps}", self.doing]))
+
+
 @dataclass(frozen=True, slots=True)
 class Notice:
     level: NoticeLevel
@@ -168,6 +191,7 @@ Event = (
     | CallOutput
     | CallFinished
     | SandboxViolation
+    | AgentState
     | Notice
     | TurnFinished
 )

@@ -18,6 +18,7 @@ import kcode
 from kcode.attempts import Attempts, Outcome, Plan
 from kcode.errors import Aborted, CheckpointFailed, StartError
 from kcode.events import (
+    AgentState,
     CallFinished,
     CallStarted,
     DiffDisplay,
@@ -133,6 +134,8 @@ class TextOutput:
             self._say(_shortened(event.message.text))
         elif isinstance(event, Notice):
             self._say(f"{event.level}: {event.text}")
+        elif isinstance(event, AgentState):
+            self._say(f"    {event.line}")
         elif isinstance(event, SandboxViolation):
             self._say(f"    sandbox: {event.violation.sentence}")
 
@@ -207,6 +210,8 @@ class StreamJsonOutput:
             result = {"type": "tool_result", "tool_use_id": event.call.id, "content": event.result.text}
             message = {"role": "user", "content": [result | {"is_error": event.result.is_error}]}
             self._write({"type": "user", "message": message, "parent_tool_use_id": None})
+        elif isinstance(event, AgentState):
+            self._write({"type": "system", "subtype": "agent", **asdict(event)})
         elif isinstance(event, SandboxViolation):
             self._write({"type": "system", "subtype": "violation", "tool_use_id": event.call_id, **asdict(event.violation)})
         elif isinstance(event, Notice):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from functools import partial
 
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, StepFinished, TurnFinished, TurnStarted
 from kcode.steps import Driver, Steps
+from kcode.tools.together import groups, together
 from kcode.turn import Emit, Ending, LimitReached, LoopFound
 
 MAX_CUT_OFF = 3
@@ -35,10 +37,10 @@ async def work(steps: Steps, text: str) -> Ending:
         answer = await steps.ask()
         was_cut = answer.finish == "length"
         calls = answer.message.calls
-        for call in calls:
-            called = await steps.call(call, cut_off=was_cut)
-            if called.ends_turn:
-                return Ending("finished", f"the model called {call.name}", called.result.text)
+        for group in groups(calls):
+            for called in await together([partial(steps.call, call, cut_off=was_cut) for call in group]):
+                if called.ends_turn:
+                    return Ending("finished", f"the model called {called.call.name}", called.result.text)
         if was_cut:
             cut_off += 1
             if cut_off > MAX_CUT_OFF:

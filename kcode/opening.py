@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import kcode
+from kcode.agents import with_agents
 from kcode.approval import Approval, ApprovalMode, Asker
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
@@ -242,7 +243,7 @@ class Sessions:
             equipment = replace(self._equip(settings, chosen, sandbox, checkpoints, transcript, ask), notices=notices, late=late)
             if transcript is None:
                 transcript = create(folder, self._workspace, kcode.__version__)
-            return await self._converse(settings, equipment, chosen.spec, transcript)
+            return await self._converse(settings, equipment, chosen.spec, transcript, agents=True)
         except BaseException:
             if transcript is not None:
                 transcript.close()
@@ -285,13 +286,18 @@ class Sessions:
             grants=grants,
         )
 
-    async def _converse(self, settings: Settings, equipment: Equipment, spec: str, transcript: Transcript) -> Session:
+    async def _converse(
+        self, settings: Settings, equipment: Equipment, spec: str, transcript: Transcript, *, agents: bool = False
+    ) -> Session:
         profile, sandbox = equipment.profile, equipment.sandbox
         transcript.append(Opened(utc_now(), spec, profile.name, sandbox.description))
-        context = Context(transcript, settings.context_limit or None)
+        limit = settings.context_limit or None
+        context = Context(transcript, limit)
         if not context.messages:
             context.add(system(system_text(profile, self._workspace, sandbox)))
         equipment = await extend(equipment, self._paths, self._workspace, lambda: context.messages)
+        if agents:
+            equipment = with_agents(equipment, self._paths, self._workspace, transcript, context, limit)
         return Session(equipment, transcript, context)
 
 

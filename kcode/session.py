@@ -24,6 +24,7 @@ from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
 from kcode.profiles import Profile
 from kcode.steps import Driver, Steps
+from kcode.swarm import Swarm
 from kcode.tools.pictures import show_named
 from kcode.tools.tool import Tool
 from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
@@ -59,6 +60,7 @@ class Equipment:
     notices: tuple[Notice, ...] = ()
     """What the user is to know before the first turn."""
     servers: ToolServers | None = None
+    swarm: Swarm | None = None
 
 
 class Session:
@@ -117,6 +119,11 @@ class Session:
     @property
     def sandbox_description(self) -> str:
         return self._equipment.sandbox.description
+
+    @property
+    def swarm(self) -> Swarm | None:
+        """Its sub-agents; None where it can have none."""
+        return self._equipment.swarm
 
     @property
     def is_busy(self) -> bool:
@@ -229,6 +236,8 @@ class Session:
 
     def _open_steps(self, emit: Emit) -> Steps:
         equipment = self._equipment
+        if equipment.swarm is not None:
+            equipment.swarm.begin_turn(emit)
         return Steps(
             model=equipment.model,
             tools=equipment.tools,

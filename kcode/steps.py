@@ -49,6 +49,7 @@ from kcode.model import ChatModel, Completed, ModelRequest, Sampling, ToolSpec, 
 from kcode.reading_calls import find_tool, read_arguments, unknown_tool
 from kcode.repeats import STOP_AT, Repeats, advice
 from kcode.tools.pictures import Picture, Show
+from kcode.tools.together import my_turn
 from kcode.tools.tool import Outcome, Tool
 from kcode.tools.watched import run_watched
 from kcode.turn import Approver, Ask, Called, Emit, Ending, Journal, LimitReached, Limits, LoopFound, Tree
@@ -57,7 +58,10 @@ Driver = Callable[["Steps", str], Awaitable[Ending]]
 
 
 class Steps:
-    """One turn's steps and calls over a model, its tools and a journal. One driver uses it, one await at a time."""
+    """One turn's steps and calls over a model, its tools and a journal. One driver uses it, one await at a time.
+
+    Calls alone may be awaited together, by kcode/tools/together.py, which sees to it that their results keep their order.
+    """
 
     def __init__(
         self,
@@ -167,6 +171,7 @@ class Steps:
         `cut_off` says that the answer holding the call ended at a length limit. Raises LoopFound after recording.
         """
         outcome, duration_s = await self._run(call, cut_off=cut_off)
+        await my_turn()
         count = self._repeats.count(call, outcome.text, changed_files=bool(outcome.changed))
         called = self._finish(call, outcome, duration_s, advice(count, call.name), recorded=True)
         if count >= STOP_AT:
@@ -268,8 +273,8 @@ class Steps:
             return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True, is_refused=True), 0.0
         started = time.monotonic()
         if tool.access != "read" and not self._checkpointed:
-            await self.snapshot()
             self._checkpointed = True
+            await self.snapshot()
         outcome = await run_watched(tool, arguments, lambda text: self._emit(CallOutput(call.id, text)))
         return outcome, time.monotonic() - started
 
@@ -278,6 +283,7 @@ class Steps:
         if recorded:
             self._journal.add_result(result, outcome.display, duration_s)
             self._open.pop(call.id, None)
+        self.usage += outcome.usage
         for violation in outcome.violations:
             self._emit(SandboxViolation(violation, call.id))
         self._emit(CallFinished(call, result, outcome.display, duration_s))

@@ -3,10 +3,13 @@
     {"name": "demo", "context_limit": 8192, "resume": false, "replies": [
       {"thinking": "…", "text": "…", "calls": [{"name": "read", "arguments": {"path": "a.py"}}],
        "finish": "length", "delay_s": 0.1, "piece_delay_s": 0.01, "prefill": [100, 200],
-       "usage": {"prompt": 10, "cached": 5, "completion": 3}, "error": "…", "dies": true}]}
+       "usage": {"prompt": 10, "cached": 5, "completion": 3}, "error": "…", "dies": true}],
+     "beside": {"look at the tests": [{"text": "…"}]}}
 
 Every key is optional. `arguments` may be text, to send invalid JSON. `error` and `dies` end the answer after its text with a
 ModelError or EngineDied. With `resume` the first reply used is the one after as many as the conversation has answers.
+A conversation in which a user message has a text of `beside` is answered with the replies named there, in their order, whatever
+others are answered meanwhile; the last such message counts.
 """
 
 from __future__ import annotations
@@ -69,6 +72,7 @@ class Script(_Strict):
     sees: bool | None = None
     resume: bool = False
     replies: tuple[Reply, ...] = ()
+    beside: dict[str, tuple[Reply, ...]] = {}
 
 
 def read_script(path: Path) -> Script:
@@ -140,16 +144,22 @@ class ScriptedModel:
         return
 
     def _take(self, request: ModelRequest) -> Reply:
+        place, replies = self._place(request)
+        if place >= len(replies):
+            raise ModelError(f"the script {self.name!r} has {len(replies)} replies and was asked for number {place + 1}")
+        return replies[place]
+
+    def _place(self, request: ModelRequest) -> tuple[int, tuple[Reply, ...]]:
+        for index, message in reversed(list(enumerate(request.messages))):
+            for text, replies in self._script.beside.items() if message.role == "user" else ():
+                if text in message.text:
+                    return sum(later.role == "assistant" for later in request.messages[index:]), replies
         if self._next is None:
             answers = sum(1 for message in request.messages if message.role == "assistant")
             self._next = answers if self._script.resume else 0
         place = self._next
         self._next += 1
-        if place >= len(self._script.replies):
-            raise ModelError(
-                f"the script {self.name!r} has {len(self._script.replies)} replies and was asked for number {place + 1}"
-            )
-        return self._script.replies[place]
+        return place, self._script.replies
 
 
 def _arguments(call: ScriptedCall) -> str:

@@ -22,7 +22,7 @@ SUMMARY_CHARS = 200
 class BashArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    command: str = Field(description="The command line, as typed at a bash prompt.", min_length=1, max_length=50_000)
+    command: str = Field(description="The command line.", min_length=1, max_length=50_000)
     timeout_s: int = Field(
         default=DEFAULT_TIMEOUT_S,
         description="After so many seconds the command goes on in the background.",

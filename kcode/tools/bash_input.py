@@ -50,7 +50,7 @@ class BashInputArguments(BaseModel):
         max_length=200,
     )
     job: str = Field(default="", description="The job that gets them; the newest when left out.", max_length=100)
-    wait_s: float = Field(default=DEFAULT_WAIT_S, description="How long to wait for what it prints.", ge=0, le=MAX_WAIT_S)
+    wait_s: float = Field(default=DEFAULT_WAIT_S, description="How long to wait for output.", ge=0, le=MAX_WAIT_S)
 
 
 class BashInputTool:

@@ -11,7 +11,7 @@ from kcode.tools.tool import Access, Emit, Outcome
 class FinishArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    summary: str = Field(description="What was wrong, what was changed and how it was checked.", min_length=1, max_length=4000)
+    summary: str = Field(description="What was wrong, what was changed, how it was checked.", min_length=1, max_length=4000)
 
 
 class FinishTool:

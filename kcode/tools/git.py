@@ -34,7 +34,7 @@ class GitArguments(BaseModel):
 
     command: Command = Field(description="What to do; branch without a name lists, with a name creates and switches to it.")
     action: Literal["list", "push", "pop", "apply", "drop", "add", "remove"] = Field(
-        default="list", description="stash: list, push, pop, apply or drop; worktree: list, add (a new branch `name`) or remove."
+        default="list", description="Of stash (all but add, remove) or worktree (list, add a new branch `name`, remove)."
     )
     paths: list[str] = Field(
         default_factory=list, description="Files or folders it is limited to; add and blame need them.", max_length=100
@@ -49,8 +49,8 @@ class GitArguments(BaseModel):
         max_length=200,
         pattern=r"^[^-\s][^\s]*$",
     )
-    staged: bool = Field(default=False, description="diff: what is staged; the default is what is not.")
-    max_count: int = Field(default=DEFAULT_COUNT, description="log: how many commits at most.", ge=1, le=200)
+    staged: bool = Field(default=False, description="diff: what is staged.")
+    max_count: int = Field(default=DEFAULT_COUNT, description="log: commits at most.", ge=1, le=200)
 
 
 class GitTool:

@@ -30,7 +30,7 @@ class GrepArguments(BaseModel):
     )
     ignore_case: bool = Field(default=False, description="Ignore case.")
     context: int = Field(default=0, description="Lines to show around each match (content mode).", ge=0, le=10)
-    literal: bool = Field(default=False, description="Take the pattern as plain text, not as a regular expression.")
+    literal: bool = Field(default=False, description="The pattern is plain text.")
 
 
 class GrepTool:

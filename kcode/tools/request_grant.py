@@ -41,9 +41,9 @@ async def nobody(wish: Wish) -> Decision:
 class RequestGrantArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    kind: GrantKind = Field(description="host: reach it from commands; read or write: a folder outside of the workspace.")
+    kind: GrantKind = Field(description="host: for commands; read, write: a folder outside of the workspace.")
     target: str = Field(
-        description='The host ("example.org" or "example.org:8443") or the absolute path of the folder.',
+        description="example.org, example.org:8443 or a folder's absolute path.",
         min_length=1,
         max_length=4096,
     )

@@ -25,7 +25,7 @@ class RunTestsArguments(BaseModel):
         max_length=1000,
     )
     pattern: str | None = Field(default=None, description="Only tests whose name contains this.", max_length=200)
-    timeout_s: int = Field(default=DEFAULT_TIMEOUT_S, description="Stop the tests after so many seconds.", ge=1, le=MAX_TIMEOUT_S)
+    timeout_s: int = Field(default=DEFAULT_TIMEOUT_S, description="Stop them after so long.", ge=1, le=MAX_TIMEOUT_S)
 
 
 class RunTestsTool:

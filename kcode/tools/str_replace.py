@@ -20,12 +20,12 @@ class StrReplaceArguments(BaseModel):
 
     path: str = Field(description="The file to edit.", min_length=1, max_length=4096)
     old: str = Field(
-        description="The text to replace, exactly as in the file, without line numbers, with enough lines to be unique.",
+        description="The text to replace, with enough lines to be unique.",
         min_length=1,
         max_length=200_000,
     )
     new: str = Field(description="The text to put in its place; empty to delete.", max_length=200_000)
-    replace_all: bool = Field(default=False, description="Replace every exact occurrence instead of a single one.")
+    replace_all: bool = Field(default=False, description="Replace every exact occurrence.")
 
 
 class StrReplaceTool:

@@ -16,14 +16,14 @@ MARKS = {"pending": "[ ]", "doing": "[>]", "done": "[x]"}
 class TodoItem(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    text: str = Field(description="What is to be done, in a few words.", min_length=1, max_length=400)
+    text: str = Field(description="In a few words.", min_length=1, max_length=400)
     status: Literal["pending", "doing", "done"] = Field(description="At most one is doing.")
 
 
 class TodoArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    items: list[TodoItem] = Field(description="The whole list, in order; it replaces the last one.", max_length=MAX_ITEMS)
+    items: list[TodoItem] = Field(description="The whole list, in order.", max_length=MAX_ITEMS)
 
 
 class TodoTool:

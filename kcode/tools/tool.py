@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Literal, Protocol, TypeVar
 
 from pydantic import BaseModel
 
 from kcode.events import Display
 from kcode.messages import Image
+from kcode.model import Usage
 from kcode_sandbox.violation import Violation
 
-Access = Literal["read", "write", "execute"]
+Access = Literal["read", "write", "execute", "delegate"]
+"""What a call may do; "delegate" is to let another agent work, which holds to the rules of the session itself."""
 Emit = Callable[[str], None]
 ArgumentsT = TypeVar("ArgumentsT", bound=BaseModel)
 
@@ -24,6 +26,7 @@ class Outcome:
     `ends_turn` is true only for a successful `finish`. `changed` names the files the call is known to have changed,
     relative to the workspace. `is_refused` says that the call did not run because a person or a rule did not let it.
     `images` are shown to the model after the text. `violations` are what the sandbox stopped of it; the text says so already.
+    `usage` is what the call itself used of the model.
     """
 
     text: str
@@ -34,6 +37,7 @@ class Outcome:
     is_refused: bool = False
     images: tuple[Image, ...] = ()
     violations: tuple[Violation, ...] = ()
+    usage: Usage = field(default_factory=Usage)
 
 
 class Tool(Protocol, Generic[ArgumentsT]):

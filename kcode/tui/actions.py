@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from textual.screen import Screen
 
 from kcode.errors import KcodeError
+from kcode.tui.agents import choose_agent
 from kcode.tui.blocks import Listing, Remark
 from kcode.tui.commands import COMMANDS, KEYS, Command
 from kcode.tui.conversation import Conversation
@@ -55,6 +56,7 @@ class Actions:
             "diff": self._diff,
             "undo": self._undo,
             "trust": self._trust,
+            "agents": self._agents,
             "violations": self._violations,
             "quit": self._quit,
         }
@@ -114,6 +116,14 @@ class Actions:
             said = await self._conversation.session.undo()
             self._show_session()
             self.tell("↶", said, "accent")
+
+    async def _agents(self) -> None:
+        if self._conversation.session is None:
+            self.tell("i", "no conversation is open")
+            return
+        said = await choose_agent(self._screen, self._conversation.session.swarm)
+        if said:
+            self.tell("i", said)
 
     async def _violations(self) -> None:
         if not self._stopped:

@@ -20,6 +20,7 @@ COMMANDS = (
     Command("resume", "go on with an earlier conversation"),
     Command("diff", "what changed in this conversation"),
     Command("undo", "take back the last turn and its changes"),
+    Command("agents", "how the sub-agents stand, and stop one"),
     Command("violations", "what the sandbox stopped"),
     Command("trust", "let this folder's own configuration count"),
     Command("quit", "leave"),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from kcode.events import Event, Notice
+from kcode.events import AgentState, Event, Notice
 
 if TYPE_CHECKING:
     # Their modules take long to import, and the screen opens before they are needed.
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
     from kcode.transcript import Record
 
     Ask = Callable[[Question], Awaitable[Reply]]
+
+
+class Agents(Protocol):
+    """The sub-agents of a session."""
+
+    @property
+    def agents(self) -> Sequence[AgentState]:
+        """Those of the present turn, or of the last one."""
+        ...
+
+    def stop(self, number: int) -> bool:
+        """End one soon. False when none of that number is at work or waits."""
+        ...
 
 
 class ChatSession(Protocol):
@@ -42,6 +55,11 @@ class ChatSession(Protocol):
 
     @property
     def sandbox_description(self) -> str: ...
+
+    @property
+    def swarm(self) -> Agents | None:
+        """None where there can be none."""
+        ...
 
     @property
     def notices(self) -> Sequence[Notice]:

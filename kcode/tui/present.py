@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kcode.events import (
+    AgentState,
     CallFinished,
     CallOutput,
     CallPiece,
@@ -80,6 +81,8 @@ class Presenter:
                 self._feed_call(call_id, text)
             case CallFinished():
                 self._finish_call(event)
+            case AgentState():
+                pass  # its call shows each line of it
             case SandboxViolation():
                 pass  # the call's result says it; the status line counts it
             case Notice(level=level, text=text):

@@ -12,7 +12,7 @@ from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
-from kcode.tui.port import ModelOffer, PullProgress
+from kcode.tui.port import Agents, ModelOffer, PullProgress
 
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
@@ -53,6 +53,7 @@ class ScriptedSession:
     context_used: int = 0
     sandbox_description: str = "bubblewrap · workspace-write · network off"
     notices: tuple[Notice, ...] = ()
+    swarm: Agents | None = None
     records: list[Record] = field(default_factory=list)
     approval_mode: ApprovalMode = "ask"
     loaded: asyncio.Event | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -12,7 +13,8 @@ from kcode.models.scripted import Script, ScriptedModel
 from kcode.opening import system_text
 from kcode.profiles import GENERIC, KIMI, SMALL, Profile, choose_profile, limits_for, sampling_for, sees, thinking_for
 from kcode.settings import Settings, load_settings
-from kcode.tools.toolbox import build_specs, build_tools
+from kcode.tools.task import TaskTool, nested
+from kcode.tools.toolbox import AnyTool, build_specs, build_tools
 from kcode.turn import Limits
 from kcode_backend.chat.chatml import ChatML
 from kcode_backend.chat.format import ChatMessage, ToolDeclaration
@@ -30,7 +32,8 @@ CHARS_PER_TOKEN = 3.2
 def head(profile: Profile, workspace: Path) -> tuple[str, list[ToolDeclaration]]:
     """The system text and the tools as the engine gets them."""
     sandbox = open_sandbox(Policy(workspace, profile="danger-full-access"))
-    specs = build_specs(build_tools(sandbox, profile.tools, ScriptedModel(Script())), brief=profile.brief)
+    built = build_tools(sandbox, profile.tools, ScriptedModel(Script()))
+    specs = build_specs(built if profile.guided else (*built, cast("AnyTool", TaskTool(nested))), brief=profile.brief)
     tools: list[ToolDeclaration] = []
     for spec in specs:
         function = {"name": spec.name, "description": spec.description, "parameters": spec.schema}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from kcode.models.scripted import Script, ScriptedModel
-from kcode.tools.toolbox import build_specs, build_tools
+from kcode.tools.task import TaskTool, nested
+from kcode.tools.toolbox import AnyTool, build_specs, build_tools
 from kcode_prompts.prompt import PromptError, load
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.policy import Policy
@@ -38,6 +40,7 @@ NAMES = (
     "request_grant",
     "finish",
 )
+TASK = cast("AnyTool", TaskTool(nested))
 
 
 MODEL = ScriptedModel(Script())
@@ -49,7 +52,7 @@ def render() -> str:
     texts = sorted(path.relative_to(TEXTS).as_posix() for path in TEXTS.rglob("*.md"))
     parts = [f"# {name}\n\n{(TEXTS / name).read_text().strip()}\n" for name in texts if not name.startswith("tools/")]
     tools = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), NAMES, MODEL)
-    for spec in build_specs(tools):
+    for spec in build_specs((*tools, TASK)):
         schema = json.dumps(spec.schema, indent=1, ensure_ascii=False)
         parts.append(f"# tools/{spec.name}\n\n{spec.description}\n\n```json\n{schema}\n```\n")
     return "\n".join(parts)
@@ -60,20 +63,21 @@ def test_texts_and_schemas_are_as_pinned() -> None:
 
 
 def test_every_tool_has_its_text_and_every_text_its_tool() -> None:
-    assert {path.stem for path in (TEXTS / "tools").iterdir()} == set(NAMES)
+    assert {path.stem for path in (TEXTS / "tools").iterdir()} == {*NAMES, TASK.name}
 
 
 def test_prompts_are_short() -> None:
     """About four characters a token: the standard prompt under 700 tokens, the small one under 80, each tool's text under 120."""
     assert len(load("system", **VALUES)) < 2800
     assert len(load("small")) < 320
-    for name in NAMES:
+    for name in (*NAMES, TASK.name):
         assert len(load(f"tools/{name}")) < 480
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, TASK.name])
 def test_schemas_are_closed_and_every_argument_is_described(name: str) -> None:
-    (tool,) = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), [name], MODEL)
+    names = [name] if name in NAMES else []
+    (tool,) = build_tools(open_sandbox(Policy(ROOT, profile="danger-full-access")), names, MODEL) or (TASK,)
     (spec,) = build_specs([tool])
     schema = json.loads(json.dumps(spec.schema))
     assert schema["additionalProperties"] is False
