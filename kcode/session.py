@@ -73,6 +73,8 @@ class Session:
         self._inbox: deque[str] = deque()
         self._running: RunningTurn | None = None
         self.notices: Sequence[Notice] = equipment.notices
+        self.swarm = equipment.swarm
+        """Its sub-agents; None where it can have none."""
 
     @property
     def id(self) -> str:
@@ -119,11 +121,6 @@ class Session:
     @property
     def sandbox_description(self) -> str:
         return self._equipment.sandbox.description
-
-    @property
-    def swarm(self) -> Swarm | None:
-        """Its sub-agents; None where it can have none."""
-        return self._equipment.swarm
 
     @property
     def is_busy(self) -> bool:
