@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from kcode_sandbox.tree import Entry, look, opened, rooted, scan
+from kcode_sandbox.tree import Entry, look, opened, rooted
 
 # Full of files that nobody edits; of what is in them only the time of change tells.
 UNRECORDED = frozenset({".git", "node_modules", ".venv", "venv", "__pycache__", ".tox", "target"})
@@ -46,22 +47,35 @@ class Record:
 
 
 def take_record(workspace: Path, opened_ns: int) -> Record:
-    """Blocks for the time of a walk: about a tenth of a second for fifty thousand files."""
+    """Blocks for the time of a walk: less than a tenth of a second for fifty thousand files."""
     inodes: dict[str, int] = {}
-    sockets: list[Path] = []
-    pending = [""]
+    special: list[str] = []
+    folders = 1
     with rooted(workspace) as root:
-        for _ in range(MAX_FOLDERS):
-            if not pending:
-                break
-            for found in scan(root, pending.pop()):
-                if not found.is_folder:
-                    inodes[found.path] = found.inode
-                    if found.is_special and _is_socket(root, found.path):
-                        sockets.append(workspace / found.path)
-                elif found.name not in UNRECORDED:
-                    pending.append(found.path)
-    return Record(inodes, tuple(sockets), opened_ns, complete=not pending)
+        pending = _walk(root, "", inodes, special)
+        while pending and folders < MAX_FOLDERS:
+            place = pending.pop()
+            folders += 1
+            with suppress(OSError), opened(root, place) as fd:
+                pending += _walk(fd, f"{place}/", inodes, special)
+        sockets = tuple(workspace / path for path in special if _is_socket(root, path))
+    return Record(inodes, sockets, opened_ns, complete=not pending)
+
+
+def _walk(folder: int, start: str, inodes: dict[str, int], special: list[str]) -> list[str]:
+    """Note what is no folder, every path with `start` before it; the folders to go on with. Every copy waits for this."""
+    inner: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if name not in UNRECORDED:
+                    inner.append(start + name)
+                continue
+            inodes[start + name] = entry.inode()
+            if not entry.is_file(follow_symlinks=False) and not entry.is_symlink():
+                special.append(start + name)
+    return inner
 
 
 def _is_socket(root: int, path: str) -> bool:

@@ -118,7 +118,6 @@ class Found:
     name: str
     is_folder: bool
     is_special: bool
-    inode: int
 
 
 def scan(root: int, place: str) -> list[Found]:
@@ -130,7 +129,7 @@ def scan(root: int, place: str) -> list[Found]:
             for entry in entries:
                 is_folder = entry.is_dir(follow_symlinks=False)
                 is_special = not is_folder and not entry.is_file(follow_symlinks=False) and not entry.is_symlink()
-                found.append(Found(start + entry.name, entry.name, is_folder, is_special, entry.inode()))
+                found.append(Found(start + entry.name, entry.name, is_folder, is_special))
     except OSError:
         return []
     return found
