@@ -17,8 +17,11 @@ from kcode.opening import Sessions
 from kcode.paths import Paths, find_paths
 from kcode.session import Session
 from kcode.settings import Settings
+from tests.backend.conftest import write_tiny
 
 Json = dict[str, object]
+# The fixture of the engine's own tests.
+__all__ = ["Json", "Project", "call", "edit", "events_of", "step", "task", "write_tiny"]
 
 
 @dataclass(frozen=True, slots=True)
