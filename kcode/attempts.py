@@ -91,7 +91,7 @@ class Outcome:
     def document(self) -> dict[str, object]:
         """What the JSON result says of them."""
         return {
-            "attempts": [attempt.document() for attempt in self.attempts],
+            "tried": [attempt.document() for attempt in self.attempts],
             "winner": self.winner,
             "conflicts": [{"path": conflict.path, "reason": conflict.reason} for conflict in self.conflicts],
         }

@@ -31,7 +31,8 @@ START_EXIT_CODE = 1
 class Terms:
     """What kcode is given for one bug, and what counts. None leaves the choice to kcode.
 
-    A fix found later than in attempt `max_attempts` does not count; how many are made is the profile's own choice.
+    A fix found later than in attempt `max_attempts` does not count; how many are made is the profile's own choice, unless `whole`
+    is above 1: then up to so many whole attempts are made, each in a copy with a seed of its own, and those are counted.
     """
 
     kcode: tuple[str, ...]
@@ -41,6 +42,8 @@ class Terms:
     sandbox: Profile
     max_attempts: int
     time_limit_s: float
+    """Of each whole attempt."""
+    whole: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ def command_line(terms: Terms, bug: Bug, repository: Path, session: Path) -> lis
     options += ["--time-limit", f"{terms.time_limit_s:g}"]
     chosen = {"--model": terms.model, "--base-url": terms.base_url, "--sandbox": terms.sandbox}
     chosen["--seed"] = None if terms.seed is None else str(terms.seed)
+    chosen["--attempts"] = None if terms.whole == 1 else str(terms.whole)
     return [*terms.kcode, *options, *(part for name, value in chosen.items() if value is not None for part in (name, value))]
 
 
@@ -108,7 +112,7 @@ def run_kcode(terms: Terms, argv: list[str], folder: Path) -> int | None:
     with (folder / "kcode.json").open("wb") as stdout, (folder / "kcode.log").open("wb") as stderr:
         process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True)
         try:
-            return process.wait(terms.time_limit_s + GRACE_S)
+            return process.wait((terms.time_limit_s + GRACE_S) * terms.whole)
         except subprocess.TimeoutExpired:
             return None
         finally:

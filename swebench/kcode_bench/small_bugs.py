@@ -132,6 +132,7 @@ def default_folder(model: str | None) -> Path:
 @click.option(
     "--attempts", type=click.IntRange(min=1), default=3, show_default=True, help="A fix in a later attempt does not count."
 )
+@click.option("--whole", type=click.IntRange(min=1), default=1, help="Passed to kcode as --attempts: whole attempts, in copies.")
 @click.option("--seed", type=int, help="Passed to kcode.")
 @click.option(
     "--sandbox", type=click.Choice(SANDBOXES), default=SANDBOXES[0], show_default=True, help="Of kcode and of the judge."
@@ -152,6 +153,7 @@ def main(
     model: str | None,
     base_url: str | None,
     attempts: int,
+    whole: int,
     seed: int | None,
     sandbox: Profile,
     time_limit: float,
@@ -175,7 +177,7 @@ def main(
             say(table(results))
             click.echo(totals_line(results))
         else:
-            terms = Terms(tuple(shlex.split(kcode)), model, base_url, seed, sandbox, attempts, time_limit)
+            terms = Terms(tuple(shlex.split(kcode)), model, base_url, seed, sandbox, attempts, time_limit, whole)
             results = run_all(select(read_manifest(), split, ids, limit), terms, (out or default_folder(model)).absolute())
             say(table(results))
             click.echo(totals_line(results))

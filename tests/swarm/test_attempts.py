@@ -38,7 +38,8 @@ class Tried(TypedDict):
 
 
 class Document(TypedDict):
-    attempts: list[Tried]
+    tried: list[Tried]
+    attempts: int
     winner: int | None
     status: str
     reason: str
@@ -113,9 +114,10 @@ def test_the_first_attempt_that_passes_is_merged_and_the_losers_patch_is_kept(pr
     done = program.run("--attempts", "3", "--seed", "7", replies=[*WRONG, *RIGHT])
     assert done.code == 0, done.stderr
     document = done.document
-    tried = [(item["number"], item["seed"], item["verdict"], item["diff_lines"]) for item in document["attempts"]]
+    tried = [(item["number"], item["seed"], item["verdict"], item["diff_lines"]) for item in document["tried"]]
     assert tried == [(1, 7, "failed", 2), (2, 8, "passed", 2)]
-    assert (document["winner"], document["status"], document["result"]) == (2, "finished", "right")
+    assert (document["winner"], document["attempts"]) == (2, 2)
+    assert (document["status"], document["result"]) == ("finished", "right")
     assert program.calc() == BROKEN.replace("a - b", "a + b")
     assert "-    return a - b\n+    return a + b\n" in document["diff"]
     assert "+    return a * b" in (program.kept() / "1.patch").read_text()
@@ -144,7 +146,7 @@ def test_of_all_attempts_the_smallest_diff_counts(program: Program) -> None:
     done = program.run("--attempts", "3", "--all-attempts", replies=[*LONG, *RIGHT, *WRONG])
     document = done.document
     assert (done.code, document["winner"]) == (0, 2)
-    assert [(item["verdict"], item["diff_lines"]) for item in document["attempts"]] == [
+    assert [(item["verdict"], item["diff_lines"]) for item in document["tried"]] == [
         ("passed", 3),
         ("passed", 2),
         ("failed", 2),
