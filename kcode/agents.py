@@ -69,6 +69,8 @@ async def _open_agent(
             context.add(message)
     model = shared(parent.model, PRIORITY)
     tools = build_tools(seat.sandbox, parent.profile.tools, model)
+    # A command that reaches the network can do more than change its copy.
+    harmless = (tool for tool in tools if tool.access != "execute" or seat.sandbox.policy.network == "off")
     seed = parent.sampling.seed
     equipment = Equipment(
         model=model,
@@ -79,7 +81,7 @@ async def _open_agent(
         limits=replace(parent.limits, steps=min(MAX_STEPS, parent.limits.steps or MAX_STEPS)),
         sampling=replace(parent.sampling, seed=None if seed is None else seed + seat.number),
         driver=work,
-        approval=parent.approval.in_copy(frozenset(tool.name for tool in tools)),
+        approval=parent.approval.in_copy(frozenset(tool.name for tool in harmless)),
         checkpoints=None,
     )
     equipment = await extend(equipment, paths, workspace, lambda: context.messages, parent.servers)

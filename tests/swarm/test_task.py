@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +13,12 @@ import pytest
 
 from kcode.approval import Question, Reply
 from kcode.context import build
-from kcode.events import AgentState, CallFinished, Event, TurnFinished
+from kcode.events import AgentState, CallFinished, Event, StepFinished, TurnFinished
 from kcode.messages import Message
 from kcode.opening import Sessions
 from kcode.session import Session
 from kcode.settings import Settings
-from kcode.transcript import open_existing
+from kcode.transcript import TurnEnd, open_existing
 from kcode.tui.app import KcodeApp
 from kcode.tui.port import Launch
 from tests.fakes.tui_screen import enter, until
@@ -46,6 +49,13 @@ def conversation(session: Session, number: int) -> list[Message]:
     return build(transcript.active)
 
 
+def tokens_written(session: Session, number: int) -> int:
+    """By a sub-agent's model."""
+    transcript = open_existing(session.transcript_path.with_suffix(".agents") / f"{number}.jsonl")
+    transcript.close()
+    return sum(record.usage.completion_tokens for record in transcript.records if isinstance(record, TurnEnd))
+
+
 def test_siblings_work_at_the_same_time_and_what_they_change_is_brought_over_in_order(project: Project) -> None:
     async def scene() -> None:
         beside: dict[str, list[Json]] = {
@@ -65,8 +75,9 @@ def test_siblings_work_at_the_same_time_and_what_they_change_is_brought_over_in_
             ]
             lines = (project.workspace / "a.py").read_text().splitlines()
             assert (lines[1], lines[10]) == ("a1 = 'top'", "a10 = 'end'")
-            # The parent, three answers of each sub-agent.
-            assert ended(events).usage.completion_tokens > 0
+            own = sum(event.usage.completion_tokens for event in events if isinstance(event, StepFinished))
+            written = own + tokens_written(session, 1) + tokens_written(session, 2)
+            assert ended(events).usage.completion_tokens == written > own
             forked, fresh = conversation(session, 1), conversation(session, 2)
             assert tuple(forked[:4]) == session.messages[:4], "a fork begins with what the parent has read"
             assert "TOP" in forked[4].text
@@ -179,6 +190,24 @@ def test_in_the_mode_ask_the_task_is_asked_about_and_in_the_mode_plan_it_only_re
             assert (project.workspace / "b.py").read_text() == "b = 2\n"
 
     asyncio.run(scene())
+
+
+def test_a_headless_run_tells_how_each_stands(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = project.write([step(task("LOOK")), END], {"LOOK": [step(call("read", path="b.py")), {"text": "seen"}]})
+    monkeypatch.setenv("KCODE_HOME", str(tmp_path / "home"))
+    command = [sys.executable, "-m", "kcode", "-p", "go", "-m", f"scripted:{script}", "--output-format", "stream-json"]
+    done = subprocess.run(command, cwd=project.workspace, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    told = [(line["agent"], line["status"], line["steps"], line["doing"]) for line in lines if line.get("subtype") == "agent"]
+    assert told == [
+        (1, "waiting", 0, ""),
+        (1, "working", 0, ""),
+        (1, "working", 1, ""),
+        (1, "working", 1, "read b.py"),
+        (1, "working", 2, "read b.py"),
+        (1, "working", 2, "the model answered without a call"),
+        (1, "finished", 2, "the model answered without a call"),
+    ]
 
 
 def test_slash_agents_shows_them_and_stops_one(project: Project, tmp_path: Path) -> None:
