@@ -8,10 +8,11 @@ MODEL  ?= qwen2.5-coder-1.5b
 EXAMPLE ?= shopping-cart
 LIMIT  ?= 20
 SPLIT  ?= held
+KILLS  ?= 100
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits clean setup
+.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits soak clean setup
 
 setup: $(STAMP)
 
@@ -69,6 +70,10 @@ bench-sandbox: setup
 # The edit ladder on some 1,650 edits with known outcomes.
 bench-edits: setup
 	@$(BIN)/python -m kcode_bench.edits
+
+# A session of 300 calls, killed at KILLS random points and resumed each time.
+soak: setup
+	@$(BIN)/python -m kcode_bench.soak --kills $(KILLS)
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis

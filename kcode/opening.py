@@ -53,6 +53,9 @@ class ChosenModel:
     file_bytes: int = 0
 
 
+Choose = Callable[[Settings, Paths, Callable[[str], None] | None], ChosenModel]
+
+
 def choose_model(settings: Settings, paths: Paths, on_redacted: Callable[[str], None] | None = None) -> ChosenModel:
     """The model the settings name. Raises StartError (ModelNotFound with the command that installs one)."""
     if settings.model.startswith(SCRIPTED):
@@ -167,9 +170,20 @@ class PastSession:
 
 
 class Sessions:
-    """Opens the sessions of one workspace: an existing folder, absolute and without links in its path."""
+    """Opens the sessions of one workspace: an existing folder, absolute and without links in its path.
 
-    def __init__(self, settings: Settings, workspace: Path, paths: Paths, default_mode: ApprovalMode) -> None:
+    `choose` makes the model that the settings name; a program may bring one of its own.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        workspace: Path,
+        paths: Paths,
+        default_mode: ApprovalMode,
+        choose: Choose | None = None,
+    ) -> None:
+        self._choose = choose or choose_model
         self.workspace = self._workspace = workspace
         self.paths = self._paths = paths
         self._settings = settings
@@ -230,7 +244,7 @@ class Sessions:
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
         late: deque[str] = deque()
         settings, notices = in_project(settings, self._workspace, self._paths)
-        chosen = choose_model(settings, self._paths, late.append)
+        chosen = self._choose(settings, self._paths, late.append)
         standing = standing_grants(self._paths, self._workspace)
         if standing and settings.sandbox != "danger-full-access":
             listed = ", ".join(map(str, standing))

@@ -271,10 +271,10 @@ class Steps:
         verdict = await self._approval.decide(replace(call, name=tool.name), tool.access, summary)
         if not verdict.allowed:
             return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True, is_refused=True), 0.0
-        started = time.monotonic()
         if tool.access != "read" and not self._checkpointed:
             self._checkpointed = True
             await self.snapshot()
+        started = time.monotonic()
         outcome = await run_watched(tool, arguments, lambda text: self._emit(CallOutput(call.id, text)))
         return outcome, time.monotonic() - started
 
