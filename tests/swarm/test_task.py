@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from kcode.settings import Settings
 from kcode.transcript import TurnEnd, open_existing
 from kcode.tui.app import KcodeApp
 from kcode.tui.port import Launch
+from tests.fakes.openai_server import Stream, delta, said, serving
 from tests.fakes.tui_screen import enter, until
 from tests.swarm.conftest import Json, Project, call, edit, events_of, step, task
 
@@ -192,6 +194,32 @@ def test_in_the_mode_ask_the_task_is_asked_about_and_in_the_mode_plan_it_only_re
     asyncio.run(scene())
 
 
+def test_a_fork_asks_for_what_its_parent_asked_and_more(project: Project) -> None:
+    """To the letter, tools included: or no server finds again what it has computed."""
+    arguments = json.dumps({"description": "look", "prompt": "Look at b.py."})
+    calls = [{"index": 0, "id": "c1", "type": "function", "function": {"name": "task", "arguments": arguments}}]
+    sends = Stream((delta(role="assistant", tool_calls=calls), delta("tool_calls"), "data: [DONE]"))
+
+    async def scene(url: str) -> None:
+        settings = Settings(model="kimi-k2-thinking", base_url=url, seed=7)
+        session = await Sessions(settings, project.workspace, project.paths, "auto").open(None, None, None)
+        try:
+            assert results(await events_of(session, "look around")) == ["seen\n\n[it changed no files]"]
+        finally:
+            await session.close()
+
+    with serving(sends, said("seen"), said("all done")) as seen:
+        asyncio.run(scene(seen.url))
+    first, child, second = seen.bodies
+    assert first["tools"] == child["tools"] == second["tools"]
+    asked, known = first["messages"], child["messages"]
+    assert isinstance(asked, list)
+    assert isinstance(known, list)
+    assert known[: len(asked)] == asked
+    assert len(known) == len(asked) + 1
+    assert (first["seed"], child["seed"]) == (7, 8)
+
+
 def test_a_headless_run_tells_how_each_stands(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = project.write([step(task("LOOK")), END], {"LOOK": [step(call("read", path="b.py")), {"text": "seen"}]})
     monkeypatch.setenv("KCODE_HOME", str(tmp_path / "home"))
@@ -208,6 +236,42 @@ def test_a_headless_run_tells_how_each_stands(project: Project, monkeypatch: pyt
         (1, "working", 2, "the model answered without a call"),
         (1, "finished", 2, "the model answered without a call"),
     ]
+
+
+def test_after_a_kill_the_session_goes_on_and_the_copies_are_swept(
+    project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    slow: Json = {"text": "never said", "delay_s": 600}
+    script = project.write([step(task("SLOW"))], {"SLOW": [*edit("b.py", "b = 1", "b = 2"), slow]})
+    monkeypatch.setenv("KCODE_HOME", str(tmp_path / "home"))
+    command = [sys.executable, "-m", "kcode", "-p", "go", "-m", f"scripted:{script}", "--output-format", "stream-json"]
+    with subprocess.Popen(command, cwd=project.workspace, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            said = json.loads(line)
+            if said.get("subtype") == "agent" and said["steps"] == 2:
+                break
+        running.kill()
+    assert project.clones()
+
+    async def scene() -> None:
+        project.write([step(task("QUICK")), END], {"QUICK": [{"text": "quick"}]})
+        sessions = Sessions(Settings(), project.workspace, project.paths, "auto")
+        session = await sessions.open("", f"scripted:{script}", None)
+        try:
+            (cut,) = session.messages[-1].results
+            assert (cut.name, cut.is_error) == ("task", True)
+            assert results(await events_of(session, "again")) == ["quick\n\n[it changed no files]"]
+            assert [state.agent for state in session.swarm.agents] == [2] if session.swarm is not None else False
+        finally:
+            await session.close()
+        deadline = time.monotonic() + 60
+        while project.clones():
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+
+    asyncio.run(scene())
+    assert (project.workspace / "b.py").read_text() == "b = 1\n"
 
 
 def test_slash_agents_shows_them_and_stops_one(project: Project, tmp_path: Path) -> None:
