@@ -9,15 +9,17 @@ from kcode.events import Display, PlainDisplay
 from kcode.messages import Image, Message, ToolCall, ToolResult
 from kcode.messages import tool as tool_message
 from kcode.model import ChatModel, ToolSpec, Usage
-from kcode.transcript import Answered, Checkpoint, Record, Rewind, Said, Transcript
+from kcode.transcript import Answered, Checkpoint, Compacted, Record, Rewind, Said, Transcript
+from kcode.turn import Fill
 
 ORPHAN_TEXT = "No result: kcode ended before this call did, so it may have run in part or not at all. Look before you repeat it."
 # Code and JSON come to three to four characters per token; the low figure errs to the safe side.
 CHARS_PER_TOKEN = 3
 IMAGE_TOKENS = 1500
-MAX_RESERVE_TOKENS = 1024
 # Below this share of the limit an estimate is good enough and the model is not asked to count.
 SURE_SHARE = 0.7
+EXACTLY = 1 << 40
+"""As the room asked for: always counted."""
 
 
 def build(records: Sequence[Record]) -> list[Message]:
@@ -36,6 +38,8 @@ def _extend(messages: list[Message], record: Record) -> None:
             messages[-1] = tool_message(*messages[-1].results, record.result)
         else:
             messages.append(tool_message(record.result))
+    elif isinstance(record, Compacted):
+        messages[:] = record.messages
 
 
 def orphans(messages: Sequence[Message]) -> list[ToolCall]:
@@ -71,8 +75,7 @@ def estimate_tokens(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> i
 class Context:
     """The journal of a session: records go to the transcript, messages come out.
 
-    `limit` is the context the user allows; the model's own limit holds as well. Compaction would take the place where
-    `shortage` gives up.
+    `limit` is the context the user allows; the model's own limit holds as well.
     """
 
     def __init__(self, transcript: Transcript, limit: int | None) -> None:
@@ -83,6 +86,8 @@ class Context:
         self._known_messages = 0
         self._known_tokens = 0
         self._counted_tokens: int | None = None
+        # The prompts so far: how many messages each had, and its tokens.
+        self._prompts: list[tuple[int, int]] = []
         self._rebuild()
         for call in orphans(self._messages):
             self.add_result(ToolResult(call.id, call.name, ORPHAN_TEXT, is_error=True), PlainDisplay(ORPHAN_TEXT), 0.0)
@@ -131,25 +136,30 @@ class Context:
         limits = [limit for limit in (self._limit, model.context_limit) if limit is not None]
         return min(limits) if limits else None
 
-    async def shortage(self, model: ChatModel, tools: tuple[ToolSpec, ...]) -> str | None:
+    async def fill(self, model: ChatModel, tools: tuple[ToolSpec, ...], room: int) -> Fill:
         limit = self.limit_for(model)
-        if limit is None:
-            return None
         offered = tools if self._known_messages == 0 else ()
-        needed = self._known_tokens + estimate_tokens(self._messages[self._known_messages :], offered)
-        reserve = min(MAX_RESERVE_TOKENS, limit // 8)
-        if needed + reserve <= limit * SURE_SHARE:
-            return None
+        tokens = self._known_tokens + estimate_tokens(self._messages[self._known_messages :], offered)
+        if room < EXACTLY and (limit is None or tokens + room <= limit * SURE_SHARE):
+            return Fill(tokens, limit, is_exact=False)
         counted = await model.count_tokens(self.messages, tools)
-        if counted is not None:
-            needed = counted
-        if needed + reserve <= limit:
-            return None
-        about = "" if counted is not None else "about "
-        return (
-            f"the conversation holds {about}{needed} tokens and the context {limit}, of which {reserve} are kept for the answer; "
-            "start a new session, or use a model with more context"
-        )
+        return Fill(tokens, limit, is_exact=False) if counted is None else Fill(counted, limit, is_exact=True)
+
+    @property
+    def records(self) -> Sequence[Record]:
+        """What counts of the transcript, oldest first."""
+        return self._transcript.active
+
+    def longest_start(self, most_tokens: int) -> tuple[Message, ...]:
+        """The most of the conversation's start that was once a prompt of at most so many tokens; () for none."""
+        fitting = [count for count, tokens in self._prompts if tokens <= most_tokens]
+        return tuple(self._messages[: max(fitting)]) if fitting else ()
+
+    def begin_anew(self, compacted: Compacted) -> None:
+        """From now on the model sees the messages of `compacted` and what follows."""
+        self._append(compacted)
+        self._forget_counts()
+        self._known_messages, self._known_tokens = len(self._messages), compacted.after_tokens
 
     def _append(self, record: Record) -> None:
         self._transcript.append(record)
@@ -157,15 +167,23 @@ class Context:
 
     def _learn(self, usage: Usage | None) -> None:
         if usage is not None and usage.prompt_tokens:
+            self._prompts.append((len(self._messages) - 1, usage.prompt_tokens))
             self._known_messages = len(self._messages)
             self._known_tokens = usage.prompt_tokens + usage.completion_tokens
             self._counted_tokens = None
 
     def _rebuild(self) -> None:
         self._messages = []
-        self._known_messages = self._known_tokens = 0
-        self._counted_tokens = None
+        self._forget_counts()
         for record in self._transcript.active:
             _extend(self._messages, record)
             if isinstance(record, Said):
                 self._learn(record.usage)
+            elif isinstance(record, Compacted):
+                self._forget_counts()
+                self._known_messages, self._known_tokens = len(self._messages), record.after_tokens
+
+    def _forget_counts(self) -> None:
+        self._known_messages = self._known_tokens = 0
+        self._counted_tokens = None
+        self._prompts = []

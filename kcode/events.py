@@ -2,7 +2,8 @@
 
 Order within a turn: TurnStarted, then per step: StepStarted, any of Prefill/TextPiece/ThinkingPiece/CallPiece, StepFinished,
 then per call: CallStarted, any number of CallOutput, AgentState and SandboxViolation, CallFinished (those of calls that run at
-the same time are mixed); at the end exactly one TurnFinished, also after an interrupt. Notice may occur anywhere between.
+the same time are mixed); at the end exactly one TurnFinished, also after an interrupt.
+ContextCompacted comes between steps; Notice may occur anywhere between.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from kcode_sandbox.violation import Violation
 
 TurnStatus = Literal["finished", "limit", "loop", "interrupted", "error"]
 NoticeLevel = Literal["info", "warning", "error"]
+NoteAuthor = Literal["model", "kcode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +164,20 @@ class Notice:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextCompacted:
+    """The conversation began anew with the user's messages and `note`; comes between two steps.
+
+    Tokens of the next prompt without and with it. `by` says who wrote the note; `is_automatic`: nobody asked for it.
+    """
+
+    before_tokens: int
+    after_tokens: int
+    by: NoteAuthor
+    is_automatic: bool
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
 class TurnFinished:
     """`result` is the last visible text of the model; `reason` says in one line why the turn ended.
 
@@ -192,6 +208,7 @@ Event = (
     | CallFinished
     | SandboxViolation
     | AgentState
+    | ContextCompacted
     | Notice
     | TurnFinished
 )

@@ -21,6 +21,7 @@ from kcode.events import (
     AgentState,
     CallFinished,
     CallStarted,
+    ContextCompacted,
     DiffDisplay,
     Event,
     Notice,
@@ -72,6 +73,7 @@ class Report:
     diff: str
     violations: tuple[Violation, ...] = ()
     tried: Outcome | None = None
+    compactions: tuple[ContextCompacted, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -98,6 +100,10 @@ class Report:
             "sandbox": self.sandbox,
             "exit_code": self.exit_code,
             "violations": [asdict(violation) for violation in self.violations],
+            "compactions": [
+                {"before_tokens": event.before_tokens, "after_tokens": event.after_tokens, "by": event.by}
+                for event in self.compactions
+            ],
             "diff": self.diff,
             **({} if self.tried is None else self.tried.document()),
         }
@@ -138,6 +144,8 @@ class TextOutput:
             self._say(f"    {event.line}")
         elif isinstance(event, SandboxViolation):
             self._say(f"    sandbox: {event.violation.sentence}")
+        elif isinstance(event, ContextCompacted):
+            self._say(f"compacted: {event.before_tokens} tokens became {event.after_tokens} (note by {_author(event)})")
 
     def close(self, report: Report) -> None:
         finished = report.finished
@@ -214,6 +222,10 @@ class StreamJsonOutput:
             self._write({"type": "system", "subtype": "agent", **asdict(event)})
         elif isinstance(event, SandboxViolation):
             self._write({"type": "system", "subtype": "violation", "tool_use_id": event.call_id, **asdict(event.violation)})
+        elif isinstance(event, ContextCompacted):
+            trigger = "auto" if event.is_automatic else "manual"
+            facts = {"trigger": trigger, "pre_tokens": event.before_tokens, "post_tokens": event.after_tokens, "by": event.by}
+            self._write({"type": "system", "subtype": "compact_boundary", "compact_metadata": facts})
         elif isinstance(event, Notice):
             print(f"{event.level}: {event.text}", file=self._stderr, flush=True)
 
@@ -262,6 +274,10 @@ def _claude_usage(usage: Usage) -> dict[str, int]:
         "cache_creation_input_tokens": 0,
         "output_tokens": usage.completion_tokens,
     }
+
+
+def _author(event: ContextCompacted) -> str:
+    return "the model" if event.by == "model" else "kcode"
 
 
 def _input(arguments: str) -> object:
@@ -344,6 +360,7 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
         output.event(notice)
     finished: TurnFinished | None = None
     violations: list[Violation] = []
+    compactions: list[ContextCompacted] = []
     async with aclosing(session.submit(wanted.prompt)) as events:
         async for event in events:
             if isinstance(event, TurnFinished):
@@ -351,6 +368,8 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
             else:
                 if isinstance(event, SandboxViolation):
                     violations.append(event.violation)
+                elif isinstance(event, ContextCompacted):
+                    compactions.append(event)
                 output.event(event)
     assert finished is not None
     try:
@@ -366,6 +385,7 @@ async def _run(wanted: HeadlessRun, session: Session, output: Output) -> int:
         session.sandbox_description,
         diff,
         tuple(violations),
+        compactions=tuple(compactions),
     )
     if wanted.output_dir is not None:
         _write_output(wanted.output_dir, report, session.transcript_path)

@@ -82,19 +82,21 @@ class NestedInstructions:
     def __init__(self, sandbox: Sandbox, messages: Callable[[], Sequence[Message]]) -> None:
         self._sandbox = sandbox
         self._messages = messages
-        self._looked: set[str] = set()
+        self._looked: dict[str, str] = {}
+        # The head of what each folder had to say, "" for nothing; what a compaction took away is told again.
 
     async def about(self, path: str) -> str:
         """What is to be read on the first touch of `path`, "" for nothing."""
         parts: list[str] = []
         for folder in self._folders(path):
-            if folder in self._looked:
+            known = self._looked.get(folder)
+            if known is not None and (not known or self._has_read(known)):
                 continue
-            self._looked.add(folder)
+            self._looked[folder] = ""
             source = await _of_sandbox(self._sandbox, folder, MAX_NESTED_BYTES)
             if source is None or not source.text.strip():
                 continue
-            head = f"[instructions for {folder}/, from {source.name}]"
+            head = self._looked[folder] = f"[instructions for {folder}/, from {source.name}]"
             if not self._has_read(head):
                 cut = (
                     ""

@@ -13,14 +13,13 @@ from functools import partial
 
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, StepFinished, TurnFinished, TurnStarted
+from kcode.hints import CUT_OFF, EMPTY
 from kcode.steps import Driver, Steps
 from kcode.tools.together import groups, together
 from kcode.turn import Emit, Ending, LimitReached, LoopFound
 
 MAX_CUT_OFF = 3
 MAX_EMPTY = 3
-CUT_OFF = "Your answer was cut off at its length limit. Go on exactly where it stopped, in smaller pieces."
-EMPTY = "Your answer was empty. Make a call, or say what you found and finish."
 INTERRUPTED = "Interrupted: the user stopped this call, so it may have run in part."
 NOT_RUN = "Not run: the turn ended before this call."
 
@@ -34,6 +33,7 @@ async def work(steps: Steps, text: str) -> Ending:
     cut_off = empty = 0
     while True:
         steps.take_steering()
+        await steps.make_room()
         answer = await steps.ask()
         was_cut = answer.finish == "length"
         calls = answer.message.calls

@@ -14,6 +14,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from kcode.approval import Approval, ApprovalMode
+from kcode.compaction import Compaction, what_to_keep
 from kcode.context import Context
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
@@ -70,6 +71,7 @@ class Session:
         self._equipment = equipment
         self._transcript = transcript
         self._context = context
+        self._compaction = Compaction(context, led=equipment.profile.guided)
         self._inbox: deque[str] = deque()
         self._running: RunningTurn | None = None
         self.notices: Sequence[Notice] = equipment.notices
@@ -142,6 +144,8 @@ class Session:
     async def submit(self, text: str) -> AsyncGenerator[Event, None]:
         """One turn; the last event is its TurnFinished. Closing the generator interrupts the turn.
 
+        `/compact [what to keep]` is a turn that compacts the conversation.
+
         Raises StartError before the first event when the model cannot be made ready. What happened is in the transcript
         whichever way this ends.
         """
@@ -149,7 +153,9 @@ class Session:
         await self.start()
         number = sum(1 for record in self._transcript.records if isinstance(record, Turn)) + 1
         self._transcript.append(Turn(number, text, utc_now()))
-        turn = self._running = RunningTurn(number, text, self._equipment.driver, self._open_steps)
+        keep = what_to_keep(text)
+        driver = self._equipment.driver if keep is None else self._compaction.asked(keep)
+        turn = self._running = RunningTurn(number, text, driver, self._open_steps)
         ended = False
         try:
             async with aclosing(turn.events()) as events:
@@ -248,6 +254,7 @@ class Session:
             inbox=self._inbox,
             emit=emit,
             show=partial(show_named, equipment.sandbox, equipment.model),
+            compactor=self._compaction,
         )
 
     def _end(self, event: TurnFinished) -> None:

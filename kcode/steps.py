@@ -13,6 +13,7 @@ recorded, and awaits these until it returns an Ending:
     await steps.restore(snapshot)          the tree as it was then; undoable
     await steps.diff(snapshot)             unified diff from then to now
     steps.mark(), steps.rewind(mark)       forget, for the model, every message recorded since the mark
+    await steps.make_room()                compact the conversation if it has grown too long for the next step
     steps.notice(level, text)              one line for the person
 
 Events go out through `emit` as things happen. The limits of the turn are kept here: `ask` raises LimitReached and `call`
@@ -28,6 +29,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from pydantic import BaseModel
 
@@ -37,6 +39,7 @@ from kcode.events import (
     CallFinished,
     CallOutput,
     CallStarted,
+    ContextCompacted,
     Notice,
     NoticeLevel,
     PlainDisplay,
@@ -54,7 +57,12 @@ from kcode.tools.tool import Outcome, Tool
 from kcode.tools.watched import run_watched
 from kcode.turn import Approver, Ask, Called, Emit, Ending, Journal, LimitReached, Limits, LoopFound, Tree
 
+MAX_RESERVE_TOKENS = 1024
 Driver = Callable[["Steps", str], Awaitable[Ending]]
+
+
+class Compactor(Protocol):
+    async def make_room(self, steps: Steps) -> None: ...
 
 
 class Steps:
@@ -78,6 +86,7 @@ class Steps:
         inbox: deque[str],
         emit: Emit,
         show: Show | None = None,
+        compactor: Compactor | None = None,
     ) -> None:
         self.model = model
         self.tools = tools
@@ -93,6 +102,7 @@ class Steps:
         self._inbox = inbox
         self._emit = emit
         self._show = show
+        self._compactor = compactor
         self._pictures: tuple[Picture, ...] = ()
         self._repeats = Repeats()
         self._open: dict[str, ToolCall] = {}
@@ -120,6 +130,9 @@ class Steps:
     def notice(self, level: NoticeLevel, text: str) -> None:
         self._emit(Notice(level, text))
 
+    def tell(self, event: ContextCompacted) -> None:
+        self._emit(event)
+
     def take_steering(self) -> bool:
         """Append what the person said meanwhile; whether there was anything. Call it only when no call is open."""
         said = bool(self._inbox)
@@ -137,9 +150,7 @@ class Steps:
         if say:
             self.say(say)
         sampling = self._bounded(how.sampling or self.sampling)
-        shortage = await self._journal.shortage(self.model, self.specs)
-        if shortage is not None:
-            raise LimitReached(shortage)
+        await self._check_fill()
         self.step += 1
         self._checkpointed = False
         self._emit(StepStarted(self.step))
@@ -249,6 +260,33 @@ class Steps:
         wanted = sampling.max_tokens or limits.answer_tokens
         return replace(sampling, max_tokens=left if wanted is None else min(left, wanted))
 
+    async def aside(self, messages: tuple[Message, ...], max_tokens: int) -> Completed:
+        """A model call about the conversation that is no part of it: nothing is recorded, and no call may be made.
+
+        `messages` begin as the conversation does, so what the model has of it in memory serves here, too.
+        """
+        sampling = self._bounded(replace(self.sampling, max_tokens=max_tokens))
+        request = ModelRequest(messages, self.specs, sampling, tool_choice="none", session_id=self._session_id)
+        completed = await receive(self.model, request, self._emit, Partial(), silent=True)
+        self.usage += completed.usage
+        return completed
+
+    async def make_room(self) -> None:
+        """Compact the conversation if the next step has too little room. Take no mark before it that is used after it.
+
+        Raises LimitReached when it does not help.
+        """
+        if self._compactor is not None:
+            await self._compactor.make_room(self)
+
+    async def _check_fill(self) -> None:
+        fill = await self._journal.fill(self.model, self.specs, MAX_RESERVE_TOKENS)
+        if fill.limit is not None and not fill.fits(reserve := reserve_tokens(fill.limit)):
+            raise LimitReached(
+                f"the conversation holds {fill.words}, of which {reserve} are kept for the answer; "
+                "start a new session, or use a model with more context"
+            )
+
     async def _answer(self, request: ModelRequest, *, silent: bool) -> Completed:
         partial = Partial()
         try:
@@ -288,6 +326,11 @@ class Steps:
             self._emit(SandboxViolation(violation, call.id))
         self._emit(CallFinished(call, result, outcome.display, duration_s))
         return Called(call, result, outcome.display, outcome.ends_turn, outcome.changed, outcome.is_refused)
+
+
+def reserve_tokens(limit: int) -> int:
+    """What of the context is kept for the answer; without it nothing is asked."""
+    return min(MAX_RESERVE_TOKENS, limit // 8)
 
 
 def _check_steps(limits: Limits, taken: int) -> None:

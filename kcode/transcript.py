@@ -20,7 +20,7 @@ from typing import BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from kcode.errors import StartError
-from kcode.events import DiffDisplay, Display, PlainDisplay, TestsDisplay, TurnStatus
+from kcode.events import DiffDisplay, Display, NoteAuthor, PlainDisplay, TestsDisplay, TurnStatus
 from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult
 from kcode.model import Usage
 
@@ -89,6 +89,23 @@ class Rewind:
 
 
 @dataclass(frozen=True, slots=True)
+class Compacted:
+    """The conversation began anew: the model sees `messages`, whose last is the handoff, and what follows this record.
+
+    `by` says who wrote the handoff's `note`. `todos` is the to-do list as it stood ("" for none). Tokens are those of the next
+    prompt, without and with the compaction; `usage` is what the note cost.
+    """
+
+    messages: tuple[Message, ...]
+    by: NoteAuthor
+    note: str
+    todos: str
+    before_tokens: int
+    after_tokens: int
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
 class TurnEnd:
     turn: int
     status: TurnStatus
@@ -97,7 +114,7 @@ class TurnEnd:
     usage: Usage
 
 
-Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | TurnEnd
+Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Compacted | TurnEnd
 
 _TAGS: dict[str, type] = {
     "header": Header,
@@ -107,6 +124,7 @@ _TAGS: dict[str, type] = {
     "answered": Answered,
     "checkpoint": Checkpoint,
     "rewind": Rewind,
+    "compacted": Compacted,
     "turn_end": TurnEnd,
     "message": Message,
     "text": Text,
@@ -159,7 +177,7 @@ def encode(record: Record) -> bytes:
 def decode(line: bytes) -> Record:
     """Raises ValueError (pydantic's and json's errors are such) when the line is no record."""
     record = _typed(json.loads(line.decode("utf-8", "surrogatepass")))
-    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | TurnEnd):
+    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Compacted | TurnEnd):
         return record
     raise ValueError("not a record")
 

@@ -13,6 +13,24 @@ from kcode.model import ChatModel, Sampling, ToolSpec, Usage
 from kcode.tools.tool import Access
 
 
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """How full the context is: `tokens` of the next prompt as the model counts them, else as estimated."""
+
+    tokens: int
+    limit: int | None
+    is_exact: bool
+
+    def fits(self, room: int) -> bool:
+        """Whether `room` tokens more have their place."""
+        return self.limit is None or self.tokens + room <= self.limit
+
+    @property
+    def words(self) -> str:
+        """ "about 1200 tokens and the context 8192"."""
+        return f"{'' if self.is_exact else 'about '}{self.tokens} tokens and the context {self.limit}"
+
+
 class Journal(Protocol):
     """Where the conversation is kept. What was added is on disk when the method returns."""
 
@@ -36,8 +54,8 @@ class Journal(Protocol):
 
     def rewind(self, mark: int) -> None: ...
 
-    async def shortage(self, model: ChatModel, tools: tuple[ToolSpec, ...]) -> str | None:
-        """Why the next request does not fit the model's context, with the numbers; None when it does."""
+    async def fill(self, model: ChatModel, tools: tuple[ToolSpec, ...], room: int) -> Fill:
+        """How full the context is. Counted exactly unless `room` tokens more surely have their place."""
         ...
 
 

@@ -61,6 +61,7 @@ class Guided:
 
     async def drive(self, steps: Steps, text: str) -> Ending:
         self.attempts = 0
+        await steps.make_room()
         if not steps.model.binds_answers:
             steps.notice("warning", f"{steps.model.name} cannot be bound to what exists; it works freely")
             return await work(steps, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from textual.screen import Screen
 
@@ -46,13 +47,14 @@ class Actions:
         self._show_session = show_session
         self._stopped = stopped
 
-    async def run(self, command: Command) -> None:
-        """Errors of kcode are shown, the conversation stays as it is."""
+    async def run(self, command: Command, text: str = "") -> None:
+        """`text` is what was typed. Errors of kcode are shown, the conversation stays as it is."""
         deeds: dict[str, Callable[[], Awaitable[None]]] = {
             "help": self._help,
             "model": self.choose_model,
             "new": self._new,
             "resume": self._resume,
+            "compact": partial(self._compact, text),
             "diff": self._diff,
             "undo": self._undo,
             "trust": self._trust,
@@ -98,6 +100,12 @@ class Actions:
         chosen = await self._screen.app.push_screen_wait(PickerScreen("Go on with a conversation", choices))
         if chosen is not None and self._may_leave_turn():
             await self._reopen(chosen, None)
+
+    async def _compact(self, text: str) -> None:
+        if self._conversation.session is None:
+            self.tell("i", "no conversation is open")
+        else:
+            self._conversation.send(text.strip() or "/compact")
 
     async def _diff(self) -> None:
         if self._conversation.session is None:

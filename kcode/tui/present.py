@@ -12,6 +12,7 @@ from kcode.events import (
     CallOutput,
     CallPiece,
     CallStarted,
+    ContextCompacted,
     Event,
     Notice,
     NoticeLevel,
@@ -27,6 +28,7 @@ from kcode.events import (
 from kcode.messages import ToolCall
 from kcode.tui.blocks import Answer, Remark, Said, Thinking
 from kcode.tui.call_block import Call
+from kcode.tui.compaction_line import compaction_line
 from kcode.tui.figures import duration_text, quantity
 from kcode.tui.turn_end import end_of_turn
 from kcode.tui.widgets.activity import Activity, Doing
@@ -85,6 +87,8 @@ class Presenter:
                 pass  # its call shows each line of it
             case SandboxViolation():
                 pass  # the call's result says it; the status line counts it
+            case ContextCompacted(before_tokens=before, after_tokens=after):
+                self._transcript.add(compaction_line(before, after, event.by))
             case Notice(level=level, text=text):
                 sign, tone = NOTICES[level]
                 self._last_notice = text

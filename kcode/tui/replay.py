@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 from kcode.messages import Message, Text, ToolCall
 from kcode.messages import Thinking as ThinkingPart
-from kcode.transcript import Answered, Record, Said, Turn, TurnEnd
+from kcode.transcript import Answered, Compacted, Record, Said, Turn, TurnEnd
 from kcode.tui.blocks import Answer, Block, Thinking
 from kcode.tui.blocks import Said as SaidBlock
 from kcode.tui.call_block import Call
+from kcode.tui.compaction_line import compaction_line
 from kcode.tui.turn_end import end_of_turn
 
 
@@ -30,6 +31,8 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
                 blocks += _parts_of(message, calls)
             case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
                 calls.pop(result.call_id).finish(display, result.is_error, duration_s)
+            case Compacted(before_tokens=before, after_tokens=after, by=by):
+                blocks.append(compaction_line(before, after, by))
             case TurnEnd(status=status, reason=reason, usage=usage):
                 blocks.append(end_of_turn(status, reason, usage, []))
             case _:

@@ -64,6 +64,7 @@ def test_json_is_one_document(program: Program, inside: Inside, fixing: Replies)
         "exit_code": 0,
         "attempts": 1,
         "violations": [],
+        "compactions": [],
     }
     assert (stdout.count("\n"), stderr) == (1, "")
 

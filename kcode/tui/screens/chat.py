@@ -101,7 +101,7 @@ class ChatScreen(Screen[None]):
     def on_prompt_sent(self, message: Prompt.Sent) -> None:
         command = parsed(message.text)
         if command is not None:
-            self.run_worker(self._actions.run(command))
+            self.run_worker(self._actions.run(command, message.text))
         elif looks_like_command(message.text):
             self._actions.tell("!", f"{message.text} is no command; /help lists them", "warning")
         else:
