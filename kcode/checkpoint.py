@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kcode.errors import CheckpointFailed
+from kcode.tree_objects import Remembered, Stamp, stamp_of
 
 MAX_FILE_BYTES = 2 << 20
 MAX_FILES = 50_000
@@ -51,6 +52,8 @@ class Checkpoints:
         self._store = store
         self._ready = False
         self._is_repository: bool | None = None
+        self._remembered: Remembered | None = None
+        self._held: _StoreLock | None = None
 
     async def snapshot(self) -> str:
         """Keep the tree as it is now; the name of the snapshot (a git tree id: equal trees have equal names)."""
@@ -97,17 +100,33 @@ class Checkpoints:
 
     def _snapshot(self) -> str:
         self._prepare()
-        listed = self._listed()
+        stamps = self._listed()
+        known = self._remembered
+        # Another process may have pruned what the last snapshot of this one rests on.
+        if known is not None and self._ref(known.tree).is_file():
+            tree = known.update(stamps)
+        else:
+            tree = self._snapshot_by_git(stamps)
+        self._ref(tree).write_text(tree + "\n")
+        return tree
+
+    def _snapshot_by_git(self, stamps: dict[str, Stamp]) -> str:
+        """Read every file, with git's index to tell what has not changed since whoever snapshotted last."""
         held = set(_split(self._git(["ls-files", "-z", "--cached"])))
-        gone = held - set(listed)
+        gone = held - set(stamps)
         if gone:
             self._git(["update-index", "-z", "--force-remove", "--stdin"], _joined(sorted(gone)))
         # Without a name on standard input update-index has nothing to look at, which is an empty tree.
-        self._git(["update-index", "-z", "--add", "--remove", "--replace", "--stdin"], _joined(listed))
+        self._git(["update-index", "-z", "--add", "--remove", "--replace", "--stdin"], _joined(list(stamps)))
         tree = self._git(["write-tree"]).decode().strip()
-        ref = self._store / "refs" / "kcode" / tree
-        ref.write_text(tree + "\n")
+        staged = (line.split("\t", 1) for line in _split(self._git(["ls-files", "-z", "--stage"])))
+        files = ((facts.split(" ")[0], facts.split(" ")[1], name) for facts, name in staged)
+        self._remembered = Remembered(self._store, self._workspace, MAX_FILE_BYTES, tree, files)
+        self._remembered.trust(stamps)
         return tree
+
+    def _ref(self, tree: str) -> Path:
+        return self._store / "refs" / "kcode" / tree
 
     def _restore(self, snapshot: str) -> None:
         with self._lock():
@@ -138,7 +157,7 @@ class Checkpoints:
         return bool(self._user_git(["status", "--porcelain", "--untracked-files=normal", "--ignore-submodules=all"]))
 
     def _known(self, snapshot: str) -> None:
-        if not (self._store / "refs" / "kcode" / snapshot).is_file():
+        if not self._ref(snapshot).is_file():
             raise CheckpointFailed(f"checkpoint {snapshot[:12]!r} is no longer kept (checkpoints last 30 days)")
 
     def _remove(self, name: str) -> None:
@@ -152,25 +171,26 @@ class Checkpoints:
                 return
             parent.rmdir()
 
-    def _listed(self) -> list[str]:
-        """The files a snapshot holds, as paths relative to the workspace."""
+    def _listed(self) -> dict[str, Stamp]:
+        """The files a snapshot holds, as paths relative to the workspace, with their stamps."""
+        now_ns = time.time_ns()
         arguments = ["ls-files", "-z", "--cached", "--others", "--exclude-standard", f"--exclude-from={self._store / 'debris'}"]
         if self._repository():
             output = self._user_git(arguments)
         else:
             no_index = {"GIT_INDEX_FILE": str(self._store / "index.none")}
             output = self._git([item for item in arguments if item != "--cached"], environment=no_index)
-        names: list[str] = []
+        stamps: dict[str, Stamp] = {}
         for name in dict.fromkeys(_split(output)):
             try:
                 found = os.lstat(self._workspace / name)
             except OSError:
                 continue
             if stat.S_ISLNK(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_size <= MAX_FILE_BYTES):
-                names.append(name)
-        if len(names) > MAX_FILES:
-            raise CheckpointFailed(f"the tree has {len(names)} files that git does not ignore, checkpoints hold {MAX_FILES}")
-        return names
+                stamps[name] = stamp_of(found, now_ns)
+        if len(stamps) > MAX_FILES:
+            raise CheckpointFailed(f"the tree has {len(stamps)} files that git does not ignore, checkpoints hold {MAX_FILES}")
+        return stamps
 
     def _repository(self) -> bool:
         """Whether the workspace lies in a git work tree of the user's."""
@@ -196,14 +216,17 @@ class Checkpoints:
         self._ready = True
 
     def _lock(self) -> _StoreLock:
-        return _StoreLock(self._store.with_name(self._store.name + ".lock"))
+        self._held = _StoreLock(self._store.with_name(self._store.name + ".lock"))
+        return self._held
 
     def _git(
         self, arguments: Sequence[str], stdin: bytes = b"", *, environment: dict[str, str] | None = None, bare: bool = False
     ) -> bytes:
         """Run git over the private directory with the workspace as its work tree."""
         place = {} if bare else {"GIT_DIR": str(self._store), "GIT_WORK_TREE": str(self._workspace)}
-        return _run_git(self._workspace, arguments, stdin, place | (environment or {}))
+        # A git that outlives a killed kcode keeps the lock until it has ended.
+        kept = (self._held.descriptor,) if self._held is not None and self._held.descriptor >= 0 else ()
+        return _run_git(self._workspace, arguments, stdin, place | (environment or {}), kept)
 
     def _user_git(self, arguments: Sequence[str]) -> bytes:
         """Run a reading git command over the user's repository."""
@@ -215,15 +238,19 @@ class _StoreLock:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor = -1
+        self.descriptor = -1
 
     def __enter__(self) -> None:
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+        self.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self.descriptor, fcntl.LOCK_EX)
+        # A process that was killed may have left git's own lock behind, which would stop every snapshot from then on.
+        for left in ("index.lock", "index.restore.lock", "index.none.lock"):
+            (self._path.with_suffix("") / left).unlink(missing_ok=True)
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+        os.close(self.descriptor)
+        self.descriptor = -1
 
 
 def find_git() -> str | None:
@@ -231,7 +258,9 @@ def find_git() -> str | None:
     return shutil.which("git")
 
 
-def _run_git(folder: Path, arguments: Sequence[str], stdin: bytes, environment: dict[str, str]) -> bytes:
+def _run_git(
+    folder: Path, arguments: Sequence[str], stdin: bytes, environment: dict[str, str], kept: tuple[int, ...] = ()
+) -> bytes:
     git = find_git()
     if git is None:
         raise CheckpointFailed("git is not installed; install it to get checkpoints, undo and diffs")
@@ -247,6 +276,7 @@ def _run_git(folder: Path, arguments: Sequence[str], stdin: bytes, environment: 
             capture_output=True,
             timeout=GIT_TIMEOUT_S,
             check=False,
+            pass_fds=kept,
         )
     except subprocess.TimeoutExpired as error:
         raise CheckpointFailed(f"git {arguments[0]} took longer than {GIT_TIMEOUT_S} s in {folder}") from error

@@ -222,10 +222,11 @@ class Transcript:
         return kept
 
     def append(self, record: Record) -> None:
-        """On disk when it returns."""
+        """On disk when it returns; a Checkpoint with the next record, since the snapshot it names is no sooner on disk itself."""
         self._file.write(encode(record))
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if not isinstance(record, Checkpoint):
+            os.fsync(self._file.fileno())
         self._records.append(record)
 
     def close(self) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -139,6 +141,46 @@ async def test_diff_can_be_applied(workspace: Path, tmp_path: Path, checkpoints:
     (tmp_path / "diff.patch").write_text(patch)
     git(workspace, "apply", str(tmp_path / "diff.patch"))
     assert contents(workspace) == wanted
+
+
+async def test_a_snapshot_of_what_changed_is_the_snapshot_of_everything(tree: Path, tmp_path: Path) -> None:
+    kept = Checkpoints(tree, tmp_path / "store")
+    chance = random.Random(7)
+    names = ["a", "a.b", "a-b", "a/b", "a/b/c", "dir/x.py", "dir.py", "dir/y/z", "naïve name\n.py", "mixed.txt"]
+    for round_number in range(25):
+        for name in chance.sample(names, 3):
+            path = tree / name
+            if any(parent.is_file() for parent in path.parents) or chance.random() < 0.4:
+                for part in [path, *path.parents]:
+                    if part.is_relative_to(tree) and part != tree and part.is_file():
+                        part.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if chance.random() < 0.7:
+                path.unlink(missing_ok=True)
+                if chance.random() < 0.2:
+                    path.symlink_to("/etc/passwd")
+                else:
+                    path.write_text(f"{chance.randrange(4)}\n")
+                    path.chmod(chance.choice([0o644, 0o755]))
+        # Its own store, so that nothing is remembered.
+        afresh = Checkpoints(tree, tmp_path / f"afresh{round_number}")
+        assert await kept.snapshot() == await afresh.snapshot()
+    before = contents(tree)
+    snapshot = await kept.snapshot()
+    shutil.rmtree(tree / "dir", ignore_errors=True)
+    (tree / "a").unlink() if (tree / "a").is_file() else shutil.rmtree(tree / "a", ignore_errors=True)
+    await kept.restore(snapshot)
+    assert contents(tree) == before
+
+
+async def test_a_lock_of_a_killed_git_stops_nothing(workspace: Path, tmp_path: Path, checkpoints: Checkpoints) -> None:
+    await checkpoints.snapshot()
+    (tmp_path / "store" / "index.lock").write_text("")
+    (workspace / "calc.py").write_text("2\n")
+    again = Checkpoints(workspace, tmp_path / "store")
+    assert await again.snapshot() == await checkpoints.snapshot()
 
 
 async def test_empty_folder_can_be_snapshotted(tmp_path: Path) -> None:
