@@ -142,7 +142,7 @@ class AgentState:
     """How a sub-agent stands, each time that changes: between the CallStarted and the CallFinished of the `task` it works for.
 
     `agent` is its number in the session, `status` begins with "waiting", `steps` counts its answers, `doing` is the summary of
-    its last call or, once it has ended, why it ended.
+    its last call or, once it has ended, why. What it changed comes over later, when its siblings have ended as well.
     """
 
     agent: int

@@ -143,8 +143,9 @@ class Swarm:
             async with self._room:
                 with apart():
                     finished = await self._work(agent, known, arguments.prompt)
-            await my_turn()
             ended = "stopped" if finished is None else STATUSES.get(finished.status, "failed")
+            self._show(agent, status=ended, doing=None if finished is None else finished.reason)
+            await my_turn()
             return await self._settle(agent, finished)
         except asyncio.CancelledError:
             ended = "stopped"
@@ -154,7 +155,8 @@ class Swarm:
             return replace(_refused(f"The sub-agent failed: {error}"), usage=agent.usage)
         finally:
             await agent.leave()
-            self._show(agent, status=ended)
+            if agent.state.status != ended:
+                self._show(agent, status=ended)
 
     def _at_work(self, number: int) -> list[_Agent]:
         return [item for item in self._agents if item.state.agent == number and item.state.status in {"waiting", "working"}]
@@ -218,7 +220,6 @@ class Swarm:
             report = f"The sub-agent did not finish: {finished.reason}. It said last: {report}"
         notes, changed = await self._bring_over(agent, merge=is_done)
         text = "\n".join([await self._outputs.bounded(report, f"agent-{agent.state.agent}"), "", *notes]).strip()
-        self._show(agent, doing=finished.reason)
         return Outcome(text, PlainDisplay(text), is_error=not is_done, changed=changed, usage=agent.usage)
 
     async def _bring_over(self, agent: _Agent, *, merge: bool) -> tuple[list[str], tuple[str, ...]]:

@@ -233,7 +233,6 @@ def test_a_headless_run_tells_how_each_stands(project: Project, monkeypatch: pyt
         (1, "working", 1, ""),
         (1, "working", 1, "read b.py"),
         (1, "working", 2, "read b.py"),
-        (1, "working", 2, "the model answered without a call"),
         (1, "finished", 2, "the model answered without a call"),
     ]
 
