@@ -1,4 +1,4 @@
-"""What a user and a repository add to a session: instructions (AGENTS.md) and the tools of tool servers (MCP)."""
+"""What a user and a repository add to a session: instructions, skills, commands, tool servers (MCP) and hooks."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from kcode.custom_commands import find_commands
+from kcode.hooks import at_end, find_hooks, hooked
 from kcode.instructions import NestedInstructions, instructed, opening_instructions, with_nested
 from kcode.mcp.servers import ToolServers, open_servers
 from kcode.messages import Message
 from kcode.paths import Paths
 from kcode.session import Equipment
+from kcode.skills import find_skills, listed
 
 
 async def extend(
@@ -24,23 +27,53 @@ async def extend(
 
     `shared` are the running tool servers of another session, which closes them; else they are opened.
 
-    A profile that leads its model by the hand has no use for further tools, and its model none for further texts.
+    A profile that leads its model by the hand has no use for further tools, and its model none for further texts; commands and
+    hooks hold for it as well.
     """
-    if equipment.profile.guided:
-        return equipment
+    equipment, skills_text = _with_commands(equipment, paths, workspace)
+    if not equipment.profile.guided:
+        equipment = await _with_texts(equipment, paths, workspace, messages, skills_text)
+        servers = await open_servers(paths, workspace, equipment.sandbox) if shared is None else shared
+        equipment = replace(
+            equipment,
+            tools=equipment.tools + servers.tools,
+            specs=equipment.specs + servers.specs,
+            notices=equipment.notices + servers.notices,
+            servers=servers if shared is None else None,
+        )
+    return _with_hooks(equipment, paths, workspace)
+
+
+def _with_commands(equipment: Equipment, paths: Paths, workspace: Path) -> tuple[Equipment, str]:
+    """And what a model is told of the skills."""
+    commands, problems = find_commands(paths, workspace)
+    skills, more = find_skills(paths, workspace)
+    text, unlisted = listed(skills)
+    known = {command.name for command in commands}
+    commands += tuple(skill.command for skill in skills if skill.name not in known)
+    notices = equipment.notices + problems + more
+    if not equipment.profile.guided:
+        notices += unlisted
+    return replace(equipment, commands=commands, notices=notices), text
+
+
+async def _with_texts(
+    equipment: Equipment, paths: Paths, workspace: Path, messages: Callable[[], Sequence[Message]], skills_text: str
+) -> Equipment:
     text, notices = await opening_instructions(equipment.sandbox, paths, workspace)
+    text = "\n\n".join(part for part in (text, skills_text) if part)
     nested = NestedInstructions(equipment.sandbox, messages)
-    equipment = replace(
+    return replace(
         equipment,
         driver=instructed(equipment.driver, text) if text else equipment.driver,
         tools=with_nested(equipment.tools, nested),
         notices=equipment.notices + notices,
     )
-    servers = await open_servers(paths, workspace, equipment.sandbox) if shared is None else shared
-    return replace(
-        equipment,
-        tools=equipment.tools + servers.tools,
-        specs=equipment.specs + servers.specs,
-        notices=equipment.notices + servers.notices,
-        servers=servers if shared is None else None,
-    )
+
+
+def _with_hooks(equipment: Equipment, paths: Paths, workspace: Path) -> Equipment:
+    hooks = find_hooks(paths, workspace, equipment.sandbox, equipment.late.append)
+    if not hooks:
+        return equipment
+    driver = equipment.driver if equipment.profile.guided else at_end(equipment.driver, hooks)
+    return replace(equipment, tools=hooked(equipment.tools, hooks), driver=driver)

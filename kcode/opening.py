@@ -111,21 +111,27 @@ def driver_of(profile: Profile, sandbox: Sandbox, seed: int) -> Driver:
     return Guided(sandbox, seed).drive if profile.guided else work
 
 
-def policy_of(settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()) -> Policy:
+def policy_of(
+    settings: Settings,
+    workspace: Path,
+    paths: Paths,
+    grants: Sequence[Grant] = (),
+) -> Policy:
     """What the settings and what was granted allow. Raises StartError."""
     environment = tuple(sorted(clean_environment(os.environ).items()))
     try:
         network, hosts = parse_network(settings.network)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    skills = (paths.skills.resolve(),) if paths.skills.is_dir() else ()
     policy = Policy(
         workspace,
         profile=settings.sandbox,
         network=network,
         hosts=hosts,
-        readable=folders_of("--read-dir", settings.read_dir),
+        readable=(*folders_of("--read-dir", settings.read_dir), *skills),
         writable=folders_of("--add-dir", settings.add_dir),
-        protect=protect,
+        protect=paths.own,
         environment=environment,
         backend=settings.sandbox_backend,
         image=settings.sandbox_image,
@@ -133,11 +139,9 @@ def policy_of(settings: Settings, workspace: Path, grants: Sequence[Grant] = (),
     return widened(policy, grants)
 
 
-async def open_policy(
-    settings: Settings, workspace: Path, grants: Sequence[Grant] = (), protect: tuple[Path, ...] = ()
-) -> Sandbox:
+async def open_policy(settings: Settings, workspace: Path, paths: Paths, grants: Sequence[Grant] = ()) -> Sandbox:
     """The started sandbox for these settings. Raises SandboxUnavailable."""
-    policy = policy_of(settings, workspace, grants, protect)
+    policy = policy_of(settings, workspace, paths, grants)
     try:
         sandbox = open_sandbox(policy)
         await sandbox.start()
@@ -234,12 +238,12 @@ class Sessions:
 
     def policy(self) -> Policy:
         """What a session of this workspace may do."""
-        return policy_of(self.in_force(), self._workspace, standing_grants(self._paths, self._workspace), self._paths.own)
+        return policy_of(self.in_force(), self._workspace, self._paths, standing_grants(self._paths, self._workspace))
 
     async def open_sandbox(self) -> Sandbox:
         """The workspace's own, started."""
         standing = standing_grants(self._paths, self._workspace)
-        return await open_policy(self.in_force(), self._workspace, standing, self._paths.own)
+        return await open_policy(self.in_force(), self._workspace, self._paths, standing)
 
     async def _assemble(self, settings: Settings, transcript: Transcript | None, folder: Path, ask: Asker | None) -> Session:
         late: deque[str] = deque()
@@ -249,7 +253,7 @@ class Sessions:
         if standing and settings.sandbox != "danger-full-access":
             listed = ", ".join(map(str, standing))
             notices += (Notice("info", f"granted earlier for this folder: {listed}; see kcode sandbox grants"),)
-        sandbox = await open_policy(settings, self._workspace, standing, self._paths.own)
+        sandbox = await open_policy(settings, self._workspace, self._paths, standing)
         try:
             if not chosen.model.name:
                 await chosen.model.start()

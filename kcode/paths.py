@@ -35,6 +35,11 @@ class Paths:
         return self.config / "config.toml"
 
     @property
+    def skills(self) -> Path:
+        """The user's own; readable inside the sandbox."""
+        return self.config / "skills"
+
+    @property
     def models(self) -> Path:
         return self.data / "models"
 

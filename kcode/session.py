@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from kcode.approval import Approval, ApprovalMode
 from kcode.compaction import Compaction, what_to_keep
 from kcode.context import Context
+from kcode.custom_commands import CustomCommand, expand
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
 from kcode.grants import Grants
@@ -60,6 +61,8 @@ class Equipment:
     """What came up meanwhile and the user is to know; told with the next event."""
     notices: tuple[Notice, ...] = ()
     """What the user is to know before the first turn."""
+    commands: tuple[CustomCommand, ...] = ()
+    """Those of the user and of the repository."""
     servers: ToolServers | None = None
     swarm: Swarm | None = None
 
@@ -75,6 +78,8 @@ class Session:
         self._inbox: deque[str] = deque()
         self._running: RunningTurn | None = None
         self.notices: Sequence[Notice] = equipment.notices
+        self.commands = equipment.commands
+        """What a message may begin with, `/NAME`; `submit` puts the text in its place."""
         self.swarm = equipment.swarm
         """Its sub-agents; None where it can have none."""
 
@@ -155,7 +160,7 @@ class Session:
         self._transcript.append(Turn(number, text, utc_now()))
         keep = what_to_keep(text)
         driver = self._equipment.driver if keep is None else self._compaction.asked(keep)
-        turn = self._running = RunningTurn(number, text, driver, self._open_steps)
+        turn = self._running = RunningTurn(number, expand(text, self.commands), driver, self._open_steps)
         ended = False
         try:
             async with aclosing(turn.events()) as events:

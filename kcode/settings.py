@@ -19,7 +19,7 @@ Value = str | int | float | bool | None
 # A model's name that begins so is the path of a script of answers (models/scripted.py).
 SCRIPTED = "scripted:"
 # Tables of config.toml that are no settings: each is read where it is used.
-TABLES = frozenset({"mcp"})
+TABLES = frozenset({"hooks", "mcp"})
 
 
 @dataclass(frozen=True, slots=True)

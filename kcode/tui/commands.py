@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -40,11 +41,13 @@ KEYS = (
 )
 
 
-def matching(typed: str) -> list[Command]:
-    """The commands that `typed` may become; none once it is no single word beginning with a slash."""
+def matching(typed: str, custom: Iterable[Command] = ()) -> list[Command]:
+    """The commands that `typed` may become, kcode's own first; none once it is no single word beginning with a slash."""
     if not typed.startswith("/") or any(character.isspace() for character in typed):
         return []
-    return [command for command in COMMANDS if command.name.startswith(typed[1:].lower())]
+    # What is written out whole is sent by Enter, not completed.
+    others = [command for command in custom if typed != f"/{command.name}"]
+    return [command for command in (*COMMANDS, *others) if command.name.startswith(typed[1:].lower())]
 
 
 def parsed(text: str) -> Command | None:

@@ -90,6 +90,11 @@ class ChatSession(Protocol):
         """End the running turn soon; its TurnFinished says "interrupted". Without a turn it does nothing."""
         ...
 
+    @property
+    def commands(self) -> Sequence[WrittenCommand]:
+        """Those of the user and of the repository: a message may begin with their name."""
+        ...
+
     async def diff(self) -> str:
         """What the session changed, as a unified diff; "" for nothing."""
         ...
@@ -99,6 +104,16 @@ class ChatSession(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+class WrittenCommand(Protocol):
+    """A command that somebody wrote; `name` without the slash."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def summary(self) -> str: ...
 
 
 class PastSession(Protocol):

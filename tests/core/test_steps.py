@@ -36,7 +36,7 @@ async def begin(workspace: Path, paths: Paths, tmp_path: Path) -> AsyncIterator[
     opened: list[Session] = []
 
     async def begin_it(driver: Driver, *replies: Reply, limits: Limits | None = None) -> tuple[Session, ScriptedModel]:
-        sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace)
+        sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace, paths)
         model = ScriptedModel(Script(replies=replies))
         tools = build_tools(sandbox, GENERIC.tools, model)
         equipment = Equipment(

@@ -12,7 +12,7 @@ from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
-from kcode.tui.port import Agents, ModelOffer, PullProgress
+from kcode.tui.port import Agents, ModelOffer, PullProgress, WrittenCommand
 
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
@@ -53,6 +53,7 @@ class ScriptedSession:
     context_used: int = 0
     sandbox_description: str = "bubblewrap · workspace-write · network off"
     notices: tuple[Notice, ...] = ()
+    commands: tuple[WrittenCommand, ...] = ()
     swarm: Agents | None = None
     records: list[Record] = field(default_factory=list)
     approval_mode: ApprovalMode = "ask"
@@ -156,6 +157,7 @@ class ScriptedSessions:
     loaded: asyncio.Event | None = None
     patch: str = ""
     delay_s: float = 0.0
+    commands: tuple[WrittenCommand, ...] = ()
     opened: list[ScriptedSession] = field(default_factory=list)
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
 
@@ -166,6 +168,7 @@ class ScriptedSessions:
             raise self.problem
         records = list(self.history) if resume_id else []
         session = ScriptedSession(self.script, ask, records=records, patch=self.patch, loaded=self.loaded)
+        session.commands = self.commands
         if model:
             session.model_name = model
         self.opened.append(session)

@@ -60,8 +60,8 @@ def bare_python(workspace: Path) -> None:
 
 
 @pytest.fixture
-async def sandbox(workspace: Path) -> AsyncIterator[Sandbox]:
-    opened = await open_policy(Settings(sandbox="workspace-write"), workspace)
+async def sandbox(workspace: Path, tmp_path: Path) -> AsyncIterator[Sandbox]:
+    opened = await open_policy(Settings(sandbox="workspace-write"), workspace, find_paths({"KCODE_HOME": str(tmp_path / "home")}))
     yield opened
     await opened.close()
 
@@ -89,7 +89,8 @@ async def begin(workspace: Path, tmp_path: Path) -> AsyncIterator[Begin]:
     opened: list[Session] = []
 
     async def begin_it(model: ChatModel, limits: Limits | None = None, seed: int = 0, asker: Asker | None = None) -> Session:
-        sandbox = await open_policy(Settings(sandbox="workspace-write"), workspace)
+        paths = find_paths({"KCODE_HOME": str(tmp_path / "home")})
+        sandbox = await open_policy(Settings(sandbox="workspace-write"), workspace, paths)
         tools = build_tools(sandbox, SMALL.tools, model)
         equipment = Equipment(
             model=model,

@@ -20,7 +20,7 @@ from textual.widgets import Static, TextArea
 from kcode.errors import KcodeError, ModelNotFound
 from kcode.events import CallFinished, Event, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
-from kcode.tui.commands import looks_like_command, matching, parsed
+from kcode.tui.commands import COMMANDS, Command, looks_like_command, matching, parsed
 from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
@@ -102,7 +102,7 @@ class ChatScreen(Screen[None]):
         command = parsed(message.text)
         if command is not None:
             self.run_worker(self._actions.run(command, message.text))
-        elif looks_like_command(message.text):
+        elif looks_like_command(message.text) and message.text.strip() not in {f"/{one.name}" for one in self._custom}:
             self._actions.tell("!", f"{message.text} is no command; /help lists them", "warning")
         else:
             self._conversation.send(message.text)
@@ -115,9 +115,16 @@ class ChatScreen(Screen[None]):
             return
         command = self._completions.chosen
         if command is not None:
-            self._prompt.put("" if message.key == "enter" else f"/{command.name}")
-            if message.key == "enter":
+            is_own = command in COMMANDS
+            self._prompt.put("" if message.key == "enter" and is_own else f"/{command.name}{'' if is_own else ' '}")
+            if message.key == "enter" and is_own:
                 self.run_worker(self._actions.run(command))
+
+    @property
+    def _custom(self) -> list[Command]:
+        """Those of the user and of the repository, whose text becomes the message."""
+        session = self._conversation.session
+        return [Command(command.name, command.summary) for command in session.commands] if session is not None else []
 
     def on_prompt_ended(self) -> None:
         self.app.exit()
@@ -127,7 +134,7 @@ class ChatScreen(Screen[None]):
         self._prompt.put(self._conversation.take_back())
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        found = matching(self._prompt.text)
+        found = matching(self._prompt.text, self._custom)
         self._completions.offer(found)
         self._prompt.completing = bool(found)
 
