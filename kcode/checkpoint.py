@@ -12,12 +12,14 @@ import os
 import shutil
 import stat
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from kcode.errors import CheckpointFailed
-from kcode.tree_objects import Remembered, Stamp, stamp_of
+from kcode.three_way import Files, TakenBack, carry_over
+from kcode.tree_objects import Remembered, Stamp, stamp_of, write_object
 
 MAX_FILE_BYTES = 2 << 20
 MAX_FILES = 50_000
@@ -65,6 +67,14 @@ class Checkpoints:
         The tree as it was before is snapshotted first, so a restore can be undone by restoring that.
         """
         await asyncio.to_thread(self._restore, snapshot)
+
+    async def change_back(self, changes: Sequence[tuple[str, str]]) -> TakenBack:
+        """Carry the changes from one snapshot to another, in order, over to the tree as it is, with what others did to it.
+
+        A file changed by both is merged; where it cannot be, it is left alone and named. Raises CheckpointFailed with the tree
+        untouched when a snapshot is not kept any more.
+        """
+        return await asyncio.to_thread(self._change_back, changes)
 
     async def diff(self, snapshot: str) -> str:
         """A unified diff from `snapshot` to the tree as it is now; "" when they are equal."""
@@ -132,15 +142,50 @@ class Checkpoints:
         with self._lock():
             before = self._snapshot()
             self._known(snapshot)
-            changed = _split(self._git(["diff-tree", "-r", "-z", "--name-status", "--no-renames", before, snapshot]))
-            states = list(zip(changed[0::2], changed[1::2], strict=True))
-            for name in (name for state, name in states if state == "D"):
-                self._remove(name)
-            wanted = [name for state, name in states if state != "D"]
-            if wanted:
-                index = {"GIT_INDEX_FILE": str(self._store / "index.restore")}
-                self._git(["read-tree", snapshot], environment=index)
-                self._git(["checkout-index", "-f", "-z", "--stdin"], _joined(wanted), environment=index)
+            self._check_out(before, snapshot)
+
+    def _check_out(self, before: str, snapshot: str) -> None:
+        """Bring the tree, which is `before`, to `snapshot`."""
+        changed = _split(self._git(["diff-tree", "-r", "-z", "--name-status", "--no-renames", before, snapshot]))
+        states = list(zip(changed[0::2], changed[1::2], strict=True))
+        for name in (name for state, name in states if state == "D"):
+            self._remove(name)
+        wanted = [name for state, name in states if state != "D"]
+        if wanted:
+            index = {"GIT_INDEX_FILE": str(self._store / "index.restore")}
+            self._git(["read-tree", snapshot], environment=index)
+            self._git(["checkout-index", "-f", "-z", "--stdin"], _joined(wanted), environment=index)
+
+    def _change_back(self, changes: Sequence[tuple[str, str]]) -> TakenBack:
+        with self._lock():
+            now = self._snapshot()
+            for snapshot in {snapshot for change in changes for snapshot in change}:
+                self._known(snapshot)
+            pairs = [(self._files(source), self._files(target)) for source, target in changes]
+            files, done = carry_over(self._files(now), pairs, self._merge)
+            index = {"GIT_INDEX_FILE": str(self._store / "index.restore")}
+            self._git(["read-tree", "--empty"], environment=index)
+            lines = (os.fsencode(f"{mode} {blob}\t{path}") for path, (mode, blob) in files.items())
+            self._git(["update-index", "-z", "--index-info"], b"".join(line + b"\0" for line in lines), environment=index)
+            wanted = self._git(["write-tree"], environment=index).decode().strip()
+            self._check_out(now, wanted)
+            return done
+
+    def _files(self, tree: str) -> Files:
+        listed = (line.split("\t", 1) for line in _split(self._git(["ls-tree", "-r", "-z", tree])))
+        return {path: (facts.split(" ")[0], facts.split(" ")[2]) for facts, path in listed}
+
+    def _merge(self, mine: str, base: str, theirs: str) -> str | None:
+        """Of three blobs."""
+        with tempfile.TemporaryDirectory(dir=self._store) as folder:
+            sides = [Path(folder) / side for side in ("mine", "base", "theirs")]
+            for side, blob in zip(sides, (mine, base, theirs), strict=True):
+                side.write_bytes(self._git(["cat-file", "blob", blob]))
+            try:
+                merged = self._git(["merge-file", "-p", "-q", *map(str, sides)])
+            except CheckpointFailed:
+                return None
+            return write_object(self._store, "blob", merged)
 
     def _diff(self, snapshot: str) -> str:
         with self._lock():

@@ -9,7 +9,7 @@ from kcode.events import Display, PlainDisplay
 from kcode.messages import Image, Message, ToolCall, ToolResult
 from kcode.messages import tool as tool_message
 from kcode.model import ChatModel, ToolSpec, Usage
-from kcode.transcript import Answered, Checkpoint, Compacted, Record, Rewind, Said, Transcript
+from kcode.transcript import Answered, Checkpoint, Compacted, Record, Redone, Rewind, Said, Transcript
 from kcode.turn import Fill
 
 ORPHAN_TEXT = "No result: kcode ended before this call did, so it may have run in part or not at all. Look before you repeat it."
@@ -121,14 +121,19 @@ class Context:
     def add_result(self, result: ToolResult, display: Display, duration_s: float) -> None:
         self._append(Answered(result, display, round(duration_s, 3)))
 
-    def add_checkpoint(self, snapshot: str) -> None:
-        self._transcript.append(Checkpoint(snapshot))
+    def add_checkpoint(self, snapshot: str, *, after: bool = False) -> None:
+        self._transcript.append(Checkpoint(snapshot, after))
 
     def mark(self) -> int:
         return len(self._transcript.records)
 
-    def rewind(self, mark: int) -> None:
-        self._transcript.append(Rewind(mark))
+    def rewind(self, mark: int, *, by_user: bool = False) -> None:
+        self._transcript.append(Rewind(mark, by_user))
+        self._rebuild()
+
+    def redo(self, rewind: int) -> None:
+        """Take the user's Rewind with that record number back."""
+        self._transcript.append(Redone(rewind))
         self._rebuild()
 
     def limit_for(self, model: ChatModel) -> int | None:

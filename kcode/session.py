@@ -20,6 +20,7 @@ from kcode.custom_commands import CustomCommand, expand
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
 from kcode.grants import Grants
+from kcode.history import History
 from kcode.loop import RunningTurn
 from kcode.mcp.servers import ToolServers
 from kcode.messages import Message
@@ -29,7 +30,7 @@ from kcode.steps import Driver, Steps
 from kcode.swarm import Swarm
 from kcode.tools.pictures import show_named
 from kcode.tools.tool import Tool
-from kcode.transcript import Checkpoint, Record, Transcript, Turn, TurnEnd, utc_now
+from kcode.transcript import Record, Transcript, Turn, TurnEnd, utc_now
 from kcode.turn import Emit, Limits, Tree
 from kcode_sandbox.sandbox import Sandbox
 
@@ -74,6 +75,7 @@ class Session:
         self._equipment = equipment
         self._transcript = transcript
         self._context = context
+        self._history = History(transcript, context, equipment.checkpoints)
         self._compaction = Compaction(context, led=equipment.profile.guided)
         self._inbox: deque[str] = deque()
         self._running: RunningTurn | None = None
@@ -166,6 +168,7 @@ class Session:
             async with aclosing(turn.events()) as events:
                 async for event in events:
                     if isinstance(event, TurnFinished):
+                        await self._history.settle()
                         self._end(event)
                         ended = True
                     while self._equipment.late:
@@ -174,6 +177,7 @@ class Session:
         finally:
             self._running = None
             if not ended:
+                await self._history.settle()
                 self._end(turn.finished)
             if self._equipment.grants is not None:
                 await self._equipment.grants.end_turn()
@@ -190,44 +194,19 @@ class Session:
         if self._running is not None:
             self._running.interrupt()
 
+    @property
+    def history(self) -> History:
+        """Going back and forward; only while no turn runs."""
+        return self._history
+
     async def diff(self, *, last_turn: bool = False) -> str:
         """What the session (or its last turn) changed, as a unified diff; "" for nothing."""
-        checkpoints = self._equipment.checkpoints
-        turns = (
-            [self._last_turn()] if last_turn else [number for number, item in self._transcript.numbered if isinstance(item, Turn)]
-        )
-        found = (_first_checkpoint(self._transcript.records, turn) for turn in turns)
-        first = next((snapshot for snapshot in found if snapshot), "")
-        if checkpoints is None or not first:
-            return ""
-        return await checkpoints.diff(first)
+        return await self._history.diff(last_turn=last_turn)
 
     async def undo(self) -> str:
-        """Take the last turn back, its changes and its messages; one line that says what was done.
-
-        The tree as it was is kept as a checkpoint, which `restore` brings back.
-        """
+        """Take the last turn back, its changes and its messages; one line that says what was done. `history.redo` undoes it."""
         assert self._running is None, "interrupt the turn before undoing it"
-        mark = self._last_turn()
-        if mark == 0:
-            return "there is no turn to take back"
-        turn = self._transcript.records[mark]
-        said = " ".join(turn.text.split())[:60] if isinstance(turn, Turn) else ""
-        first = _first_checkpoint(self._transcript.records, mark)
-        checkpoints = self._equipment.checkpoints
-        restored = "it changed no files"
-        if first and checkpoints is not None:
-            before = await checkpoints.snapshot()
-            self._context.add_checkpoint(before)
-            await checkpoints.restore(first)
-            restored = f"files are as they were before it (undone state: {before[:12]})" if before != first else restored
-        self._context.rewind(mark)
-        return f"took back {said!r}: {restored}"
-
-    async def restore(self, snapshot: str) -> None:
-        """Bring the tree back to a checkpoint named by its full id."""
-        if self._equipment.checkpoints is not None:
-            await self._equipment.checkpoints.restore(snapshot)
+        return await self._history.undo()
 
     async def close(self) -> None:
         """End the sandbox and everything in it, let go of the model and the transcript. Idempotent."""
@@ -264,17 +243,3 @@ class Session:
 
     def _end(self, event: TurnFinished) -> None:
         self._transcript.append(TurnEnd(event.turn, event.status, event.reason, event.result, event.usage))
-
-    def _last_turn(self) -> int:
-        """The number of the record that began the last turn not taken back; 0 for none (that is the header)."""
-        return max((number for number, record in self._transcript.numbered if isinstance(record, Turn)), default=0)
-
-
-def _first_checkpoint(records: Sequence[Record], turn_mark: int) -> str:
-    """The first snapshot of the turn that began with that record, "" for none; attempts taken back within it count."""
-    for record in records[turn_mark + 1 :]:
-        if isinstance(record, Turn):
-            break
-        if isinstance(record, Checkpoint):
-            return record.snapshot
-    return ""

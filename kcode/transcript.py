@@ -29,13 +29,14 @@ VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Always the first record. Times are UTC, ISO 8601."""
+    """Always the first record. Times are UTC, ISO 8601. `forked_from` is the session whose records come first, "" for none."""
 
     version: int
     session_id: str
     project: str
     created: str
     kcode: str
+    forked_from: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +77,10 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tree was snapshotted before a call that may write."""
+    """The tree was snapshotted before a call that may write, or `after` the last one of a turn, a rewind or its undoing."""
 
     snapshot: str
+    after: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ class Rewind:
     """The model forgets every record from number `mark` on (the header is number 0)."""
 
     mark: int
+    by_user: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Redone:
+    """The user's Rewind with record number `rewind` does not count any more: the conversation is as it was before it."""
+
+    rewind: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,7 @@ class TurnEnd:
     usage: Usage
 
 
-Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Compacted | TurnEnd
+Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Redone | Compacted | TurnEnd
 
 _TAGS: dict[str, type] = {
     "header": Header,
@@ -124,6 +134,7 @@ _TAGS: dict[str, type] = {
     "answered": Answered,
     "checkpoint": Checkpoint,
     "rewind": Rewind,
+    "redone": Redone,
     "compacted": Compacted,
     "turn_end": TurnEnd,
     "message": Message,
@@ -177,7 +188,7 @@ def encode(record: Record) -> bytes:
 def decode(line: bytes) -> Record:
     """Raises ValueError (pydantic's and json's errors are such) when the line is no record."""
     record = _typed(json.loads(line.decode("utf-8", "surrogatepass")))
-    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Compacted | TurnEnd):
+    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Redone | Compacted | TurnEnd):
         return record
     raise ValueError("not a record")
 
@@ -213,10 +224,19 @@ class Transcript:
     @property
     def numbered(self) -> list[tuple[int, Record]]:
         """The active records with their numbers, which are the marks of Rewind."""
+        return self.numbered_until(None)
+
+    def numbered_until(self, end: int | None) -> list[tuple[int, Record]]:
+        """What was active before record number `end` came; None is now."""
         kept: list[tuple[int, Record]] = []
-        for number, record in enumerate(self._records):
+        before: dict[int, list[tuple[int, Record]]] = {}
+        for number, record in enumerate(self._records[:end]):
             if isinstance(record, Rewind):
+                if record.by_user:
+                    before[number] = kept
                 kept = [(index, item) for index, item in kept if index < record.mark]
+            elif isinstance(record, Redone):
+                kept = list(before[record.rewind])
             else:
                 kept.append((number, record))
         return kept
@@ -252,6 +272,33 @@ def create(folder: Path, project: Path, kcode_version: str, session_id: str = ""
     return transcript
 
 
+def read_records(path: Path) -> list[Record]:
+    """All whole records of a session, which may be in use; a torn last line is left out. Raises StartError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StartError(f"cannot read session {path.stem}: {error.strerror}: {path}") from error
+    return _decode_all(path, data[: _whole_lines(data)])
+
+
+def fork(path: Path) -> Path:
+    """A new session beside that one, with everything that was said and done in it. Raises StartError."""
+    header, *records = read_records(path)
+    assert isinstance(header, Header)
+    session_id = new_session_id()
+    forked = dataclasses.replace(header, version=VERSION, session_id=session_id, created=utc_now(), forked_from=header.session_id)
+    target = path.with_name(f"{session_id}.jsonl")
+    partial = target.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        # The numbers of the records stay, since rewinds name them.
+        file.writelines(encode(record) for record in (forked, *records))
+        file.flush()
+        os.fsync(descriptor)
+    partial.replace(target)
+    return target
+
+
 def open_existing(path: Path) -> Transcript:
     """Open a session to go on with it, after cutting a torn last line off. Raises StartError."""
     try:
@@ -284,17 +331,25 @@ def _decode_all(path: Path, data: bytes) -> list[Record]:
     records: list[Record] = []
     for number, line in enumerate(data.splitlines(), 1):
         try:
-            records.append(decode(line))
+            record = decode(line)
         except (ValueError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             raise StartError(f"session {path.stem} is damaged at line {number} ({reason}): {path}") from error
-    if not records or not isinstance(records[0], Header):
-        raise StartError(f"session {path.stem} has no header: {path}")
-    if records[0].version != VERSION:
-        raise StartError(
-            f"session {path.stem} has format version {records[0].version}; this kcode reads version {VERSION}: {path}"
-        )
+        if number == 1:
+            # A later format may have records that cannot be read here.
+            _check_header(path, record)
+        records.append(record)
+    if not records:
+        raise StartError(f"session {path.stem} is empty: {path}")
     return records
+
+
+def _check_header(path: Path, record: Record) -> None:
+    if not isinstance(record, Header):
+        raise StartError(f"session {path.stem} has no header: {path}")
+    if record.version != VERSION:
+        newer = "a newer kcode wrote it, so update kcode" if record.version > VERSION else f"this kcode reads version {VERSION}"
+        raise StartError(f"session {path.stem} has format version {record.version}; {newer}: {path}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -236,7 +236,7 @@ async def test_undo_takes_back_files_and_messages(open_session: Open, workspace:
     said, before = session.messages, contents(workspace)
     await collect(session, "change everything")
     assert "deleted file mode" in await session.diff()
-    assert "took back 'change everything': files are as they were" in await session.undo()
+    assert "took back 'change everything': 2 files changed" in await session.undo()
     assert (contents(workspace), session.messages) == (before, said)
     assert "it changed no files" in await session.undo()
     assert await session.undo() == "there is no turn to take back"

@@ -19,6 +19,7 @@ from kcode.transcript import (
     Header,
     Opened,
     Record,
+    Redone,
     Rewind,
     Said,
     Transcript,
@@ -49,7 +50,9 @@ RECORDS: list[Record] = [
     Answered(ToolResult("b", "edit", ""), DiffDisplay("a.py", "old\n", "new\n"), 1.0),
     Answered(ToolResult("c", "run_tests", ""), TestsDisplay("pytest", 3, 1, "x"), 1.0),
     Checkpoint("abc"),
-    Rewind(4),
+    Checkpoint("abc", after=True),
+    Rewind(4, by_user=True),
+    Redone(10),
     TurnEnd(1, "limit", "why", "what", Usage(1, 2, 3)),
 ]
 
@@ -103,8 +106,9 @@ def test_damage_in_the_middle_is_named_not_skipped(tmp_path: Path) -> None:
 def test_session_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     transcript = begin(tmp_path)
     transcript.close()
-    transcript.path.write_bytes(encode(Header(99, "id", "/p", "t", "9")))
-    with pytest.raises(StartError, match="format version 99"):
+    later = b'{"type":"a record of tomorrow"}\n'
+    transcript.path.write_bytes(encode(Header(99, "id", "/p", "t", "9")) + later)
+    with pytest.raises(StartError, match="format version 99; a newer kcode wrote it, so update kcode"):
         open_existing(transcript.path)
 
 
@@ -178,5 +182,17 @@ async def test_every_line_on_disk_is_json_with_a_type_and_the_first_has_the_vers
     await collect(session, "go")
     lines = [json.loads(line) for line in session.transcript_path.read_text().splitlines()]
     kinds = [line["type"] for line in lines]
-    assert kinds == ["header", "opened", "said", "turn", "said", "said", "checkpoint", "answered", "said", "turn_end"]
+    assert kinds == [
+        "header",
+        "opened",
+        "said",
+        "turn",
+        "said",
+        "said",
+        "checkpoint",
+        "answered",
+        "said",
+        "checkpoint",
+        "turn_end",
+    ]
     assert lines[0]["version"] == 1

@@ -1,0 +1,59 @@
+"""Changes between two trees, carried over to a third one that has changed by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Files = dict[str, tuple[str, str]]
+"""Mode and blob id by path."""
+Merge = Callable[[str, str, str], str | None]
+"""The blob of the merge of (mine, base, theirs); None when it has conflicts."""
+
+
+@dataclass(frozen=True, slots=True)
+class TakenBack:
+    """Paths that were `changed`, those of them that were `merged`, and those left alone because of `conflicts`."""
+
+    changed: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
+    conflicts: tuple[str, ...] = ()
+
+
+def carry_over(
+    now: Mapping[str, tuple[str, str]], changes: Sequence[tuple[Files, Files]], merge: Merge
+) -> tuple[Files, TakenBack]:
+    """`now` after each of the changes (from, to), in order."""
+    files = dict(now)
+    merged: set[str] = set()
+    conflicts: set[str] = set()
+    for source, target in changes:
+        for path in sorted({path for path in {*source, *target} if source.get(path) != target.get(path)}):
+            mine, base, theirs = files.get(path), source.get(path), target.get(path)
+            if mine == theirs:
+                continue
+            if mine == base:
+                _put(files, path, theirs)
+            elif mine and base and theirs and (blob := merge(mine[1], base[1], theirs[1])) is not None:
+                files[path] = (theirs[0] if mine[0] == base[0] else mine[0], blob)
+                merged.add(path)
+            else:
+                conflicts.add(path)
+    for path in _blocked(files):
+        # A file of the user's stands where a folder was, or the other way round.
+        _put(files, path, now.get(path))
+        conflicts.add(path)
+    changed = {path for path in {*now, *files} if now.get(path) != files.get(path)}
+    return files, TakenBack(*(tuple(sorted(paths)) for paths in (changed, merged & changed, conflicts)))
+
+
+def _put(files: Files, path: str, file: tuple[str, str] | None) -> None:
+    if file is None:
+        files.pop(path, None)
+    else:
+        files[path] = file
+
+
+def _blocked(files: Files) -> list[str]:
+    """Paths below something that is a file itself."""
+    return [path for path in files if any(path[:end] in files for end, character in enumerate(path) if character == "/")]
