@@ -12,14 +12,14 @@ import os
 import shutil
 import stat
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from kcode.errors import CheckpointFailed
-from kcode.three_way import Files, TakenBack, carry_over
-from kcode.tree_objects import Remembered, Stamp, stamp_of, write_object
+from kcode.three_way import TakenBack, carry_over, files_of, merge_blobs
+from kcode.tree_objects import Remembered, Stamp, stamp_of
 
 MAX_FILE_BYTES = 2 << 20
 MAX_FILES = 50_000
@@ -161,8 +161,8 @@ class Checkpoints:
             now = self._snapshot()
             for snapshot in {snapshot for change in changes for snapshot in change}:
                 self._known(snapshot)
-            pairs = [(self._files(source), self._files(target)) for source, target in changes]
-            files, done = carry_over(self._files(now), pairs, self._merge)
+            pairs = [(files_of(self._git, source), files_of(self._git, target)) for source, target in changes]
+            files, done = carry_over(files_of(self._git, now), pairs, partial(merge_blobs, self._git, self._store))
             index = {"GIT_INDEX_FILE": str(self._store / "index.restore")}
             self._git(["read-tree", "--empty"], environment=index)
             lines = (os.fsencode(f"{mode} {blob}\t{path}") for path, (mode, blob) in files.items())
@@ -170,22 +170,6 @@ class Checkpoints:
             wanted = self._git(["write-tree"], environment=index).decode().strip()
             self._check_out(now, wanted)
             return done
-
-    def _files(self, tree: str) -> Files:
-        listed = (line.split("\t", 1) for line in _split(self._git(["ls-tree", "-r", "-z", tree])))
-        return {path: (facts.split(" ")[0], facts.split(" ")[2]) for facts, path in listed}
-
-    def _merge(self, mine: str, base: str, theirs: str) -> str | None:
-        """Of three blobs."""
-        with tempfile.TemporaryDirectory(dir=self._store) as folder:
-            sides = [Path(folder) / side for side in ("mine", "base", "theirs")]
-            for side, blob in zip(sides, (mine, base, theirs), strict=True):
-                side.write_bytes(self._git(["cat-file", "blob", blob]))
-            try:
-                merged = self._git(["merge-file", "-p", "-q", *map(str, sides)])
-            except CheckpointFailed:
-                return None
-            return write_object(self._store, "blob", merged)
 
     def _diff(self, snapshot: str) -> str:
         with self._lock():

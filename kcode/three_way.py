@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from kcode.errors import CheckpointFailed
+from kcode.tree_objects import write_object
 
 Files = dict[str, tuple[str, str]]
 """Mode and blob id by path."""
@@ -18,6 +24,29 @@ class TakenBack:
     changed: tuple[str, ...] = ()
     merged: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+
+
+Git = Callable[[Sequence[str]], bytes]
+"""Runs git over the store of snapshots; raises CheckpointFailed when it fails."""
+
+
+def files_of(git: Git, tree: str) -> Files:
+    """The files of a snapshot."""
+    listed = (os.fsdecode(line).split("\t", 1) for line in git(["ls-tree", "-r", "-z", tree]).split(b"\0") if line)
+    return {path: (facts.split(" ")[0], facts.split(" ")[2]) for facts, path in listed}
+
+
+def merge_blobs(git: Git, store: Path, mine: str, base: str, theirs: str) -> str | None:
+    """A Merge over the snapshots in `store`."""
+    with tempfile.TemporaryDirectory(dir=store) as folder:
+        sides = [Path(folder) / side for side in ("mine", "base", "theirs")]
+        for side, blob in zip(sides, (mine, base, theirs), strict=True):
+            side.write_bytes(git(["cat-file", "blob", blob]))
+        try:
+            merged = git(["merge-file", "-p", "-q", *map(str, sides)])
+        except CheckpointFailed:
+            return None
+        return write_object(store, "blob", merged)
 
 
 def carry_over(
