@@ -12,7 +12,7 @@ KILLS  ?= 100
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits soak clean setup
+.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits bench-tui soak clean setup
 
 setup: $(STAMP)
 
@@ -74,6 +74,10 @@ bench-edits: setup
 # A session of 300 calls, killed at KILLS random points and resumed each time.
 soak: setup
 	@$(BIN)/python -m kcode_bench.soak --kills $(KILLS)
+
+# The terminal interface as a terminal sees it, with a conversation of 300 calls; BUSY=1 beside a process that uses one core.
+bench-tui: setup
+	@$(BIN)/python -m kcode_bench.tui_bench $(if $(BUSY),--busy)
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .ruff_cache .hypothesis

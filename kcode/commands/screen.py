@@ -11,11 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kcode.commands.models import default_model, installed_models, pull_model, source_text
 from kcode.paths import Paths
 from kcode.settings import SCRIPTED, Settings
 from kcode.tui.port import ChatSession, Launch, ModelOffer, PastSession, PullProgress
-from kcode_backend.catalog import list_models
 
 if TYPE_CHECKING:
     from kcode.opening import Sessions
@@ -26,12 +24,18 @@ DOING = {"download": "downloading", "verify": "checking"}
 
 
 class Store:
-    """The models of this machine, as the screen asks for them. The calls block."""
+    """The models of this machine, as the screen asks for them. The calls block.
+
+    What knows the models is imported when they are asked for.
+    """
 
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
 
     def offers(self) -> Sequence[ModelOffer]:
+        from kcode.commands.models import default_model, source_text
+        from kcode_backend.catalog import list_models
+
         default = default_model(self._models_dir)
         return [
             ModelOffer(
@@ -47,6 +51,7 @@ class Store:
 
     def pull(self, name: str, on_progress: Callable[[PullProgress], None]) -> None:
         """Raises KcodeError; an exception out of `on_progress` stops the pull and travels."""
+        from kcode.commands.models import pull_model
 
         def report(progress: BackendProgress) -> None:
             on_progress(PullProgress(progress.done_bytes, progress.total_bytes, DOING[progress.stage]))
@@ -90,7 +95,13 @@ def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | Non
         approval_mode=settings.approval_mode or "ask",
         resume_id=resume_id,
         first_message=first_message,
-        needs_model=not elsewhere and not settings.model and resume_id is None and not installed_models(paths.models),
+        needs_model=not elsewhere and not settings.model and resume_id is None and not _has_model(paths.models),
     )
     store = None if elsewhere else Store(paths.models)
     return run(launch, LateSessions(settings, workspace, paths), store, paths.state, theme=settings.theme)
+
+
+def _has_model(folder: Path) -> bool:
+    from kcode.commands.models import installed_models
+
+    return bool(installed_models(folder))

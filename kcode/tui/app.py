@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from textual.app import App
+from textual.screen import Screen
 
 from kcode.errors import ConfigError
 from kcode.tui.port import Launch, ModelStore, Sessions
@@ -44,8 +45,9 @@ class KcodeApp(App[None]):
             raise ConfigError(f"theme {theme!r} is unknown; there are {', '.join(sorted(self.available_themes))}")
         self.theme = theme or DARK.name
 
-    def on_mount(self) -> None:
-        self.push_screen(ChatScreen(self._launch, self._sessions, self._store, self._state_dir))
+    def get_default_screen(self) -> Screen[None]:
+        """The chat screen itself: Textual's blank one would be drawn in full before it."""
+        return ChatScreen(self._launch, self._sessions, self._store, self._state_dir)
 
 
 def run(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from io import StringIO
+from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
 from rich.segment import Segment
 from rich.style import Style
-from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 from textual.strip import Strip
 
 from kcode.tui.theme import Look, syntax_theme
+
+if TYPE_CHECKING:
+    from rich.syntax import Syntax
 
 PROSE_WIDTH = 112
 """Lines of prose longer than this are hard to read; wide terminals get a margin."""
@@ -49,12 +52,16 @@ def code(source: str, language: str, look: Look) -> Text:
 
 @lru_cache(maxsize=32)
 def _highlighter(language: str, look: Look) -> Syntax:
+    from rich.syntax import Syntax  # takes long, and the first picture holds no code
+
     return Syntax("", language, theme=syntax_theme(look))
 
 
 @lru_cache(maxsize=256)
 def language_of(path: str) -> str:
     """The lexer for a file name, "text" when there is none."""
+    from rich.syntax import Syntax
+
     return Syntax.guess_lexer(path)
 
 

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
-from pygments.token import (
-    Comment,
-    Generic,
-    Keyword,
-    Name,
-    Number,
-    Operator,
-    String,
-)
 from rich.color import Color
 from rich.style import Style
-from rich.syntax import ANSISyntaxTheme
 from textual.theme import Theme
+
+if TYPE_CHECKING:
+    from rich.syntax import ANSISyntaxTheme
 
 DARK = Theme(
     name="kcode-dark",
@@ -103,6 +98,12 @@ class Look:
 
 def look_of(variables: Mapping[str, str]) -> Look:
     """The look of a Textual theme's variables; themes without our own variables get near ones."""
+    return _look(tuple(variables.items()))
+
+
+@lru_cache(maxsize=8)
+def _look(items: tuple[tuple[str, str], ...]) -> Look:
+    variables = dict(items)
 
     def paint(front: str | None = None, back: str | None = None, *, bold: bool = False, italic: bool | None = None) -> Style:
         color = variables.get(front, variables["foreground"]) if front else None
@@ -138,6 +139,10 @@ def look_of(variables: Mapping[str, str]) -> Look:
 
 def syntax_theme(look: Look) -> ANSISyntaxTheme:
     """Code in the colours of `look`."""
+    # Highlighters take long to import, and the first picture holds no code.
+    from pygments.token import Comment, Generic, Keyword, Name, Number, Operator, String
+    from rich.syntax import ANSISyntaxTheme
+
     styles: dict[tuple[str, ...], Style] = {}
 
     def put(token: tuple[str, ...], style: Style) -> None:

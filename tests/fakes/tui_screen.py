@@ -30,6 +30,9 @@ async def until(app: KcodeApp, condition: str | Callable[[], bool], timeout_s: f
 
 
 async def enter(pilot: Pilot[None], text: str) -> None:
-    """Put `text` into the prompt and send it."""
-    pilot.app.screen.query_one(Prompt).insert(text)
+    """Put `text` into the prompt, as soon as it can be typed into, and send it."""
+    app = pilot.app
+    assert isinstance(app, KcodeApp)
+    await until(app, lambda: any(prompt.has_focus for prompt in app.screen.query(Prompt)))
+    app.screen.query_one(Prompt).insert(text)
     await pilot.press("enter")

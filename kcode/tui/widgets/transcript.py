@@ -22,6 +22,7 @@ from kcode.tui.theme import Look, look_of
 
 FRAME_S = 1 / 30
 SLICE_S = 0.02
+SOON_S = 0.001
 BUSY_SHARE = 3
 """A redraw that took t seconds is followed by the next no sooner than BUSY_SHARE * t, so that typing is never starved."""
 
@@ -65,6 +66,7 @@ class Transcript(ScrollView, can_focus=True):
         self._due: Timer | None = None
         self._follows = True
         self._cost_s = 0.0
+        self._drawn_at = 0.0
         self._chosen: Block | None = None
 
     @property
@@ -193,8 +195,10 @@ class Transcript(ScrollView, can_focus=True):
         return Strip.join([strip.crop(0, first), strip.crop(first, last).apply_style(style), strip.crop(last)])
 
     def _plan(self) -> None:
+        """Soon after a rest, else when the next frame is due."""
         if self._due is None and self.is_mounted:
-            self._due = self.set_timer(max(FRAME_S, self._cost_s * BUSY_SHARE), self._flush)
+            due = self._drawn_at + max(FRAME_S, self._cost_s * BUSY_SHARE)
+            self._due = self.set_timer(max(SOON_S, due - time.perf_counter()), self._flush)
 
     def _flush(self) -> None:
         if self._due is not None:
@@ -219,7 +223,8 @@ class Transcript(ScrollView, can_focus=True):
             if moved:
                 self.scroll_to(y=top + moved, animate=False, immediate=True)
         self.refresh()
-        self._cost_s = time.perf_counter() - began
+        self._drawn_at = time.perf_counter()
+        self._cost_s = self._drawn_at - began
         if not settled:
             # The rest waits no longer than this slice took: typing gets every other slice.
             self._due = self.set_timer(self._cost_s, self._flush)
