@@ -97,6 +97,10 @@ class Context:
         return tuple(self._messages)
 
     @property
+    def transcript(self) -> Transcript:
+        return self._transcript
+
+    @property
     def call_count(self) -> int:
         return sum(len(message.calls) for message in self._messages)
 

@@ -208,3 +208,12 @@ class TextModel(Protocol):
         Raises ModelError, EngineDied.
         """
         ...
+
+
+@runtime_checkable
+class TextCounter(Protocol):
+    """A model that counts the tokens of any texts."""
+
+    async def count_texts(self, texts: tuple[str, ...]) -> tuple[int, ...] | None:
+        """Tokens of each text by itself; None when it cannot say. Raises EngineDied."""
+        ...

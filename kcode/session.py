@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from kcode.approval import Approval, ApprovalMode
 from kcode.compaction import Compaction, what_to_keep
-from kcode.context import Context
+from kcode.context import EXACTLY, Context
 from kcode.custom_commands import CustomCommand, expand
 from kcode.errors import KcodeError
 from kcode.events import Event, Notice, TurnFinished
@@ -32,6 +32,7 @@ from kcode.tools.pictures import show_named
 from kcode.tools.tool import Tool
 from kcode.transcript import Record, Transcript, Turn, TurnEnd, utc_now
 from kcode.turn import Emit, Limits, Tree
+from kcode.weights import Breakdown, weigh
 from kcode_sandbox.sandbox import Sandbox
 
 log = logging.getLogger(__name__)
@@ -126,6 +127,11 @@ class Session:
         except KcodeError as error:
             # Whatever is wrong with the model, the next step says it.
             log.debug("the context was not counted: %s", error)
+
+    async def context_breakdown(self) -> Breakdown:
+        """What the next prompt is made of. Raises what the model's counting raises."""
+        model, specs = self._equipment.model, self._equipment.specs
+        return await weigh(model, self.messages, specs, await self._context.fill(model, specs, EXACTLY))
 
     @property
     def sandbox_description(self) -> str:

@@ -9,9 +9,22 @@ from typing import Literal
 
 from kcode.context import CHARS_PER_TOKEN, IMAGE_TOKENS
 from kcode.messages import Image, Message, Part, Text, Thinking, ToolCall
-from kcode.model import ToolSpec
+from kcode.model import ChatModel, TextCounter, ToolSpec
+from kcode.turn import Fill
 
-Kind = Literal["system", "tools", "instructions", "user", "answers", "thinking", "calls", "results"]
+Kind = Literal["system", "tools", "instructions", "user", "answers", "thinking", "calls", "results", "marks"]
+WORDS: dict[Kind, str] = {
+    "system": "system prompt",
+    "tools": "tools",
+    "instructions": "instructions (AGENTS.md)",
+    "user": "your messages",
+    "answers": "answers",
+    "thinking": "thinking",
+    "calls": "calls",
+    "results": "tool results",
+    "marks": "marks between messages",
+}
+HEAVY = 5
 # What instructions.py puts between the instructions and the user's first words.
 INSTRUCTIONS_END = "\n\n---\n"
 INSTRUCTIONS_START = "Instructions for work in this folder"
@@ -41,6 +54,45 @@ def scaled(pieces: Sequence[Piece], total: int) -> list[Piece]:
     """The estimates brought to a known total."""
     guessed = sum(piece.tokens for piece in pieces)
     return [replace(piece, tokens=round(piece.tokens * total / guessed)) for piece in pieces] if guessed else list(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Breakdown:
+    """What the next prompt is made of: tokens by kind, those of nothing left out; `marks` stand between the messages.
+
+    `tokens` is the whole. Unless `is_exact` all are estimates, brought to the whole where the model has told that. `limit` is the
+    context's, None when nobody knows it. `heavy` are the heaviest single pieces.
+    """
+
+    tokens: int
+    limit: int | None
+    is_exact: bool
+    kinds: tuple[tuple[Kind, int], ...]
+    heavy: tuple[Piece, ...]
+
+    @property
+    def rows(self) -> tuple[tuple[str, int], ...]:
+        """Kinds in words and their tokens, what is free at the end."""
+        rows = [(WORDS[kind], tokens) for kind, tokens in self.kinds if tokens]
+        return (*rows, ("free", max(0, self.limit - self.tokens))) if self.limit is not None else tuple(rows)
+
+
+async def weigh(model: ChatModel, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...], fill: Fill) -> Breakdown:
+    """Raises what the model's counting raises."""
+    pieces = pieces_of(messages, tools)
+    bare = await model.count_tokens(messages) if fill.is_exact else None
+    counts = await model.count_texts(tuple(piece.text for piece in pieces)) if isinstance(model, TextCounter) else None
+    exact = bare is not None and counts is not None
+    if bare is not None and counts is not None:
+        # How a model is told of the tools is its own affair, so they are weighed by leaving them out.
+        declared = scaled([piece for piece in pieces if piece.kind == "tools"], fill.tokens - bare)
+        counted = zip(pieces, counts, strict=True)
+        pieces = declared + [replace(piece, tokens=count) for piece, count in counted if piece.kind != "tools"]
+    else:
+        pieces = scaled(pieces, fill.tokens)
+    sums = {kind: sum(piece.tokens for piece in pieces if piece.kind == kind) for kind in WORDS}
+    sums["marks"] = max(0, fill.tokens - sum(sums.values()))
+    return Breakdown(fill.tokens, fill.limit, exact, tuple(sums.items()), tuple(heaviest(pieces, HEAVY)))
 
 
 def heaviest(pieces: Sequence[Piece], count: int) -> list[Piece]:

@@ -41,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "steps": FOUNDATION | {"tools", "approval", "repeats", "turn", "answers", "reading_calls"},
     "hints": {"messages"},
     "handoff": FOUNDATION | {"transcript", "hints"},
-    "weights": FOUNDATION | {"context"},
+    "weights": FOUNDATION | {"context", "turn"},
     "compaction": FOUNDATION | {"context", "handoff", "steps", "transcript", "turn", "weights"},
     "turn": FOUNDATION | {"tools", "approval"},
     "answers": FOUNDATION | {"turn"},

@@ -120,6 +120,7 @@ class _ServedModels(BaseModel):
 
 class _Count(BaseModel):
     count: int
+    counts: tuple[int, ...] | None = None
 
 
 class LocalModel:
@@ -218,15 +219,21 @@ class LocalModel:
             raise ModelError(f"the engine: {error}; its log is {self._log}") from error
 
     async def count_tokens(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...] = ()) -> int | None:
-        await self.start()
         body = {"messages": encode_messages(messages, native=True), "tools": encode_tools(tools), **self._writing.fields()}
+        counted = await self._count(body)
+        return None if counted is None else counted.count
+
+    async def count_texts(self, texts: tuple[str, ...]) -> tuple[int, ...] | None:
+        counted = await self._count({"texts": list(texts)})
+        return None if counted is None else counted.counts
+
+    async def _count(self, body: JsonObject) -> _Count | None:
+        await self.start()
         try:
             response = await self._client.post("/v1/kcode/tokenize", json=body)
         except httpx.TransportError as error:
             raise await self._died() from error
-        if response.status_code != 200:
-            return None
-        return _Count.model_validate_json(response.content).count
+        return _Count.model_validate_json(response.content) if response.status_code == 200 else None
 
     async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
         body: JsonObject = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": alternatives}

@@ -10,6 +10,7 @@ from textual.screen import Screen
 from kcode.errors import KcodeError
 from kcode.tui.agents import choose_agent
 from kcode.tui.blocks import Listing, Remark
+from kcode.tui.breakdown import breakdown_blocks
 from kcode.tui.commands import COMMANDS, KEYS, Command
 from kcode.tui.conversation import Conversation
 from kcode.tui.diff import draw_patch
@@ -54,6 +55,7 @@ class Actions:
             "model": self.choose_model,
             "new": self._new,
             "resume": self._resume,
+            "context": self._context,
             "compact": partial(self._compact, text),
             "diff": self._diff,
             "undo": self._undo,
@@ -100,6 +102,13 @@ class Actions:
         chosen = await self._screen.app.push_screen_wait(PickerScreen("Go on with a conversation", choices))
         if chosen is not None and self._may_leave_turn():
             await self._reopen(chosen, None)
+
+    async def _context(self) -> None:
+        session = self._conversation.session
+        if session is None:
+            self.tell("i", "no conversation is open")
+        else:
+            self._transcript.add(*breakdown_blocks(await session.context_breakdown()))
 
     async def _compact(self, text: str) -> None:
         if self._conversation.session is None:

@@ -19,6 +19,7 @@ COMMANDS = (
     Command("model", "choose or fetch a model"),
     Command("new", "start a new conversation"),
     Command("resume", "go on with an earlier conversation"),
+    Command("context", "what fills the context"),
     Command("compact", "begin anew from a note; say what to keep after it"),
     Command("diff", "what changed in this conversation"),
     Command("undo", "take back the last turn and its changes"),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     # Their modules take long to import, and the screen opens before they are needed.
     from kcode.approval import ApprovalMode, Question, Reply
     from kcode.transcript import Record
+    from kcode.weights import Breakdown
 
     Ask = Callable[[Question], Awaitable[Reply]]
 
@@ -51,6 +52,10 @@ class ChatSession(Protocol):
 
     async def count_context(self) -> None:
         """Let the model count anew; it stays as it was where the model cannot."""
+        ...
+
+    async def context_breakdown(self) -> Breakdown:
+        """What the next prompt is made of. Raises KcodeError."""
         ...
 
     @property

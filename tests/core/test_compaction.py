@@ -221,3 +221,22 @@ def test_command_is_told_from_a_message() -> None:
     assert what_to_keep(" /compact  the API ") == "the API"
     assert what_to_keep("/compactor") is None
     assert what_to_keep("compact it") is None
+
+
+async def test_breakdown_leaves_nothing_out(talk: Talk) -> None:
+    session, _ = await talk(Reply(thinking="Let me look.", text="I look.", calls=READ[0].calls), END)
+    await collect(session, "look at big.txt")
+    found = await session.context_breakdown()
+    assert found.is_exact
+    assert [kind for kind, tokens in found.kinds if tokens] == [
+        "system",
+        "user",
+        "answers",
+        "thinking",
+        "calls",
+        "results",
+        "marks",
+    ]
+    assert sum(tokens for _, tokens in found.kinds) == found.tokens
+    assert found.rows[-1] == ("free", LIMIT - found.tokens)
+    assert found.heavy[0].label == 'result of bash {"command": "cat big.txt # 0"}'

@@ -13,6 +13,7 @@ from kcode.events import Event, Notice, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
 from kcode.tui.port import Agents, ModelOffer, PullProgress, WrittenCommand
+from kcode.weights import Breakdown, Piece
 
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
@@ -65,6 +66,10 @@ class ScriptedSession:
     closed: bool = False
     release: asyncio.Event = field(default_factory=asyncio.Event)
     _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def context_breakdown(self) -> Breakdown:
+        heavy = (Piece("results", "result of read calc.py", "", 4000),)
+        return Breakdown(8000, self.context_limit, True, (("system", 1000), ("user", 3000), ("results", 4000)), heavy)
 
     async def submit(self, text: str) -> AsyncIterator[Event]:
         self.said.append(text)

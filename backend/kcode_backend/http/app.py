@@ -24,6 +24,7 @@ from kcode_backend.http.slot import Slot
 from kcode_backend.http.stream import respond
 from kcode_backend.http.text import TextCompletion
 from kcode_backend.http.textbody import TextBody
+from kcode_backend.tokenizer import Tokenizer
 
 MAX_BODY_BYTES = 64 << 20
 
@@ -76,6 +77,9 @@ class Endpoints:
     async def tokenize(self, request: Request) -> Response:
         body, raw = read_body(CountBody, await _read(request))
         serving = (await self._slot.ready()).serving
+        if body.texts is not None:
+            counts = await asyncio.to_thread(_lengths, serving.model.tokenizer, body.texts)
+            return JSONResponse({"count": sum(counts), "counts": counts})
         messages = chat_messages(body.messages, serving.model.fingerprint, serving.model.config.vocab)
         ids = await asyncio.to_thread(serving.prompt, messages, declarations(body.tools, raw.get("tools")), body.options())
         return JSONResponse({"count": len(ids)})
@@ -116,6 +120,10 @@ class Endpoints:
         except (RequestRefused, BadConversation):
             self._slot.counts.refused(endpoint)
             raise
+
+
+def _lengths(tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    return [len(tokenizer.encode(text)) for text in texts]
 
 
 async def _read(request: Request) -> bytes:

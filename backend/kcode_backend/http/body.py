@@ -251,10 +251,11 @@ class ChatBody(SamplingFields, WritingFields):
 
 
 class CountBody(WritingFields):
-    """POST /v1/kcode/tokenize."""
+    """POST /v1/kcode/tokenize: the tokens of a prompt, or with `texts` those of each text by itself."""
 
-    messages: list[Message]
+    messages: list[Message] = []
     tools: list[Tool] | None = None
+    texts: list[str] | None = None
 
 
 def read_body(model: type[_ModelT], text: bytes) -> tuple[_ModelT, dict[str, object]]:

@@ -77,6 +77,15 @@ def engine_count(engine: EngineServer, messages: list[dict[str, object]]) -> int
         return client.post("/v1/kcode/tokenize", json={"messages": messages}).json()["count"]
 
 
+def test_texts_are_counted_each_by_itself(engine: EngineServer) -> None:
+    with engine.client() as client:
+        texts = ["", "hello", "hello world, <|im_end|>"]
+        answer = client.post("/v1/kcode/tokenize", json={"texts": texts}).json()
+        apart = [client.post("/v1/kcode/tokenize", json={"texts": [text]}).json()["count"] for text in texts]
+    assert answer == {"count": sum(apart), "counts": apart}
+    assert apart[0] == 0 < apart[1] < apart[2]
+
+
 def test_ids_of_another_model_are_not_used(engine: EngineServer) -> None:
     answer = {"role": "assistant", "content": "hello", "kcode": {"token_ids": [1, 2, 3], "fingerprint": "0" * 32}}
     plain = {"role": "assistant", "content": "hello"}
