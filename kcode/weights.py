@@ -90,7 +90,7 @@ async def weigh(model: ChatModel, messages: tuple[Message, ...], tools: tuple[To
         pieces = declared + [replace(piece, tokens=count) for piece, count in counted if piece.kind != "tools"]
     else:
         pieces = scaled(pieces, fill.tokens)
-    sums = {kind: sum(piece.tokens for piece in pieces if piece.kind == kind) for kind in WORDS}
+    sums: dict[Kind, int] = {kind: sum(piece.tokens for piece in pieces if piece.kind == kind) for kind in WORDS}
     sums["marks"] = max(0, fill.tokens - sum(sums.values()))
     return Breakdown(fill.tokens, fill.limit, exact, tuple(sums.items()), tuple(heaviest(pieces, HEAVY)))
 

@@ -220,41 +220,29 @@ class LocalModel:
 
     async def count_tokens(self, messages: tuple[Message, ...], tools: tuple[ToolSpec, ...] = ()) -> int | None:
         body = {"messages": encode_messages(messages, native=True), "tools": encode_tools(tools), **self._writing.fields()}
-        counted = await self._count(body)
-        return None if counted is None else counted.count
+        response = await self._post("/v1/kcode/tokenize", body)
+        return _Count.model_validate_json(response.content).count if response.status_code == 200 else None
 
     async def count_texts(self, texts: tuple[str, ...]) -> tuple[int, ...] | None:
-        counted = await self._count({"texts": list(texts)})
-        return None if counted is None else counted.counts
-
-    async def _count(self, body: JsonObject) -> _Count | None:
-        await self.start()
-        try:
-            response = await self._client.post("/v1/kcode/tokenize", json=body)
-        except httpx.TransportError as error:
-            raise await self._died() from error
-        return _Count.model_validate_json(response.content) if response.status_code == 200 else None
+        response = await self._post("/v1/kcode/tokenize", {"texts": list(texts)})
+        return _Count.model_validate_json(response.content).counts if response.status_code == 200 else None
 
     async def score(self, text: str, start: int, alternatives: int) -> ScoredText:
         body: JsonObject = {"prompt": text, "max_tokens": 0, "echo": True, "logprobs": alternatives}
         body["kcode"] = {"score_from": start}
-        return decode_scores(await self._complete(body))
+        return decode_scores(_completed(await self._post("/v1/completions", body)))
 
     async def continue_text(self, text: str, stop: str, max_tokens: int, draft: str = "") -> Continuation:
         body: JsonObject = {"prompt": text, "max_tokens": max_tokens, "temperature": 0, "stop": [stop]}
         body["kcode"] = {"draft": draft}
-        return decode_continuation(await self._complete(body))
+        return decode_continuation(_completed(await self._post("/v1/completions", body)))
 
-    async def _complete(self, body: JsonObject) -> bytes:
+    async def _post(self, path: str, body: JsonObject) -> httpx.Response:
         await self.start()
         try:
-            response = await self._client.post("/v1/completions", json=body)
+            return await self._client.post(path, json=body)
         except httpx.TransportError as error:
             raise await self._died() from error
-        if response.status_code != 200:
-            said = error_text_of(response.content)
-            raise ModelError(f"the engine refused the request: HTTP {response.status_code}: {said}")
-        return response.content
 
     async def close(self) -> None:
         """Let go of the engine; it goes on for others and for the next session."""
@@ -360,6 +348,12 @@ class LocalModel:
             f"the engine ended while it was answering ({_exit_text(code)}); "
             f"send the message again and it is started anew (its log: {self._log})"
         )
+
+
+def _completed(response: httpx.Response) -> bytes:
+    if response.status_code != 200:
+        raise ModelError(f"the engine refused the request: HTTP {response.status_code}: {error_text_of(response.content)}")
+    return response.content
 
 
 def _exit_text(code: int | None) -> str:

@@ -13,7 +13,7 @@ from kcode.events import Event, Notice, TurnFinished, TurnStarted
 from kcode.model import Usage
 from kcode.transcript import Record, Turn
 from kcode.tui.port import Agents, ModelOffer, PullProgress, WrittenCommand
-from kcode.weights import Breakdown, Piece
+from kcode.weights import Breakdown, Kind, Piece
 
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
@@ -69,7 +69,8 @@ class ScriptedSession:
 
     async def context_breakdown(self) -> Breakdown:
         heavy = (Piece("results", "result of read calc.py", "", 4000),)
-        return Breakdown(8000, self.context_limit, True, (("system", 1000), ("user", 3000), ("results", 4000)), heavy)
+        kinds: tuple[tuple[Kind, int], ...] = (("system", 1000), ("user", 3000), ("results", 4000))
+        return Breakdown(8000, self.context_limit, True, kinds, heavy)
 
     async def submit(self, text: str) -> AsyncIterator[Event]:
         self.said.append(text)
