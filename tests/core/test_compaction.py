@@ -41,7 +41,7 @@ async def talk(workspace: Path, paths: Paths, tmp_path: Path) -> AsyncIterator[T
     async def begin(
         *replies: Reply, limit: int = LIMIT, resume: bool = False, profile: Profile = GENERIC, **script: object
     ) -> tuple[Session, ScriptedModel]:
-        sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace)
+        sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace, paths)
         model = ScriptedModel(Script.model_validate({"replies": replies, "context_limit": limit, **script}))
         tools = build_tools(sandbox, GENERIC.tools, model)
         folder = paths.sessions(workspace)

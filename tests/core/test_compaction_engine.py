@@ -35,7 +35,7 @@ async def session(workspace: Path, paths: Paths, write_tiny: WriteTiny) -> Async
     """A session with one tool over the engine, which is killed in the end."""
     settings = Settings(kv_disk_gb=0)
     model = LocalModel(engine_options(write_tiny(TinyModel(context=8192)), settings, paths), paths.runtime, paths.logs)
-    sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace)
+    sandbox = await open_policy(Settings(sandbox="danger-full-access"), workspace, paths)
     tools = build_tools(sandbox, ("glob",), model)
     context = Context(create(paths.sessions(workspace), workspace, "0.1.0"), None)
     context.add(system("You are kcode."))
