@@ -15,7 +15,6 @@ from kcode.events import (
     CallOutput,
     CallPiece,
     CallStarted,
-    ContextCompacted,
     Notice,
     PlainDisplay,
     Prefill,
@@ -338,29 +337,6 @@ async def test_undo_says_what_was_restored(start: Start) -> None:
         assert sessions.opened[0].undone == 1
         await until(app, f"{COUNTED_AFTER_UNDO}/")
         assert "❯ go" not in screen_text(app)
-
-
-async def test_context_shows_what_fills_it(start: Start) -> None:
-    app = start(ScriptedSessions(whole_turn))
-    async with app.run_test(size=(100, 30)) as pilot:
-        await enter(pilot, "/context")
-        await until(app, "the context holds 8,000 of 32,768 tokens")
-        shown = screen_text(app)
-        assert "tool results" in shown
-        assert "24,768" in shown
-        assert "4,000 result of read calc.py" in shown
-
-
-async def test_compact_is_said_to_the_session(start: Start) -> None:
-    def compacts(text: str) -> list[Step]:
-        return [ContextCompacted(8000, 1200, "model", False, "the note"), *whole_turn(text)]
-
-    sessions = ScriptedSessions(compacts)
-    app = start(sessions)
-    async with app.run_test(size=(100, 30)) as pilot:
-        await enter(pilot, "/compact the names")
-        await until(app, "context compacted: 8,000 tokens became 1,200")
-        assert sessions.opened[0].said == ["/compact the names"]
 
 
 async def test_resume_shows_what_was_said(start: Start) -> None:
