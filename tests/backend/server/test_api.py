@@ -104,9 +104,10 @@ def test_several_answers_share_the_prompt_and_interleave(engine: EngineServer, p
     said = [choice["message"]["content"] if path == CHAT else choice["text"] for choice in whole["choices"]]
     assert len(set(said)) == 4
     assert whole["usage"]["completion_tokens"] == sum(len(choice["kcode"]["token_ids"]) for choice in whole["choices"]) <= 80
-    # Each further answer computes at most what the last block of the prompt has.
+    # Each further answer computes at most what the last block of the prompt has. A block more may come from an earlier request,
+    # whose last tokens are counted after it was answered.
     computed = engine.metric("kcode_prompt_tokens_computed_total") - before
-    assert whole["usage"]["prompt_tokens"] <= computed <= whole["usage"]["prompt_tokens"] + 3 * 32
+    assert whole["usage"]["prompt_tokens"] <= computed <= whole["usage"]["prompt_tokens"] + 4 * 32
     streamed = ["", "", "", ""]
     order: list[int] = []
     for chunk in stream(engine, path, **body):
