@@ -33,8 +33,8 @@ from kcode_bench.soak_agent import engine
 from kcode_bench.soak_plan import COUNTER, JOURNAL, LOG
 
 TINY = "--layers 1 --dense-layers 1 --hidden 64 --heads 2 --mlp 64 --context 262144"
-MAX_DELAY_S = 0.25
-"""After the chosen call: longer than a call takes, so that a kill may hit any part of it."""
+DELAY_CALLS = 1.5
+"""A kill comes at most so many calls after the chosen one, so that it may hit any part of one."""
 MAX_START_DELAY_S = 3.0
 _GIT = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
@@ -134,14 +134,13 @@ def run_to_end(workspace: Path, model: Path, calls: int, told: Told) -> None:
         raise RuntimeError(f"the agent over {workspace} ended with code {agent.returncode}, {told.status or 'nothing said'}")
 
 
-def kill_after(workspace: Path, model: Path, calls: int, told: Told, point: int, chance: random.Random) -> bool:
+def kill_after(workspace: Path, model: Path, calls: int, told: Told, point: int, delay_s: float) -> bool:
     """Run until `point` calls were answered in all, and a moment more; False when the plan was done before.
 
     The moment for a kill that is due at once is counted from the start of the process.
     """
     agent = start_agent(workspace, model, calls)
     assert agent.stdout is not None
-    delay_s = chance.uniform(0, MAX_START_DELAY_S if point <= len(told.answered) else MAX_DELAY_S)
     while len(told.answered) < point:
         line = agent.stdout.readline()
         if not line:
@@ -191,15 +190,19 @@ def lost(records: list[Record], told: Told) -> int:
     return len(missing) + len(unanswered)
 
 
-def kill_and_resume(workspace: Path, model: Path, calls: int, kills: int, chance: random.Random, tally: Tally) -> Told:
-    """One session with so many kills, then run to its end."""
+def kill_and_resume(
+    workspace: Path, model: Path, calls: int, kills: int, call_s: float, chance: random.Random, tally: Tally
+) -> Told:
+    """One session with so many kills, then run to its end; a call takes about `call_s`."""
     told = Told()
     before = b""
     # A tenth of the kills hits a process that has just been started.
     points = sorted(chance.sample(range(1, calls), min(kills, calls - 1)))
     for point in points:
-        due = point if chance.random() > 0.1 else 0
-        if not kill_after(workspace, model, calls, told, due, chance):
+        due, delay_s = point, chance.uniform(0, DELAY_CALLS * call_s)
+        if chance.random() < 0.1:
+            due, delay_s = 0, chance.uniform(0, MAX_START_DELAY_S)
+        if not kill_after(workspace, model, calls, told, due, delay_s):
             raise RuntimeError(f"the plan was done before it could be killed after call {point}")
         tally.kills += 1
         path = transcript_of(workspace)
@@ -269,7 +272,7 @@ def soak(calls: int, kills: int, sessions: int, seed: int) -> dict[str, object]:
         for number in range(sessions):
             share = kills // sessions + (number < kills % sessions)
             workspace = new_workspace(folder / f"killed{number}")
-            told = kill_and_resume(workspace, model, calls, share, chance, tally)
+            told = kill_and_resume(workspace, model, calls, share, calm_s / calls, chance, tally)
             rss_mb = max(rss_mb, told.rss_mb)
             state = state_of(workspace)
             effects = effects_of(state)
@@ -306,6 +309,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=5, help="that the kills are spread over (default %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the points at which it is killed")
     given = parser.parse_args()
+    # Ended by a signal too, the engine is not left behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     figures = soak(given.calls, given.kills, given.sessions, given.seed)
     print(json.dumps(figures))
     wrong = figures["records_lost"] or figures["effects_doubled"] or figures["effects_missing"] or not figures["trees_equal"]
