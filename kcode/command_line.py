@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS = {
     "acp": "be the agent of an editor (Agent Client Protocol)",
+    "export": "a session as markdown, HTML page or ATIF trajectory",
     "doctor": "what this machine offers and what is missing",
     "mcp": "list, add, remove and test tool servers",
     "models": "list, pull, show and remove models",
@@ -83,6 +84,7 @@ setting = partial(click.option, callback=_keep_flag, expose_value=False)
 @click.option("--output-dir", metavar="DIR", help="Write result.json, transcript.jsonl and diff.patch there (headless).")
 @click.option("-c", "--continue", "resume_last", is_flag=True, help="Go on with the last session of this folder.")
 @click.option("-r", "--resume", "resume_id", metavar="ID", help="Go on with the session whose id begins with ID.")
+@click.option("--fork", "fork_id", metavar="ID", help="Go on with a copy of that session; the session itself stays as it is.")
 @setting("-m", "--model", metavar="NAME", help="A model's name (see kcode models list), a .gguf file or a folder of safetensors.")
 @setting("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="Work in DIR.")
@@ -119,6 +121,7 @@ def agent(
     output_dir: str | None,
     resume_last: bool,
     resume_id: str | None,
+    fork_id: str | None,
     folder: str,
     yolo: bool,
     attempts: int | None,
@@ -135,6 +138,8 @@ def agent(
         flags["approval_mode"] = "auto"
     headless_prompt = _headless_prompt(prompt, print_prompt, prompt_file)
     resume = "" if resume_last and resume_id is None else resume_id
+    if fork_id is not None:
+        resume = _fork(fork_id, folder)
     plan = _plan(attempts, run_all=all_attempts, keep_best=keep_best, is_headless=headless_prompt is not None)
     if headless_prompt is None:
         return _show_screen(prompt or "", resume, folder, flags)
@@ -180,6 +185,14 @@ def _prepare(folder: str, flags: dict[str, Value]) -> tuple[Settings, Path, Path
     paths = find_paths()
     settings = load_settings(paths.config_file, os.environ, flags)
     return settings, check_workspace(Path(folder)), paths
+
+
+def _fork(wanted: str, folder: str) -> str:
+    """The id of a new session with everything of the wanted one."""
+    from kcode.paths import check_workspace, find_paths
+    from kcode.transcript import find_session, fork
+
+    return fork(find_session(find_paths().sessions(check_workspace(Path(folder))), wanted)).stem
 
 
 def _run_headless(

@@ -6,14 +6,16 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from kcode.checkpoint import Checkpoints
 from kcode.context import Context
 from kcode.errors import CheckpointFailed
+from kcode.export import format_of, write_export
 from kcode.messages import Message
 from kcode.three_way import TakenBack
-from kcode.transcript import Checkpoint, Record, Redone, Rewind, Said, Transcript, Turn
+from kcode.transcript import Checkpoint, Record, Redone, Rewind, Said, Transcript, Turn, fork
 from kcode.turn import Tree
 
 log = logging.getLogger(__name__)
@@ -104,6 +106,16 @@ class History:
         restored = await self._restore([(work.before, work.after) for work in works])
         self._context.redo(number)
         return f"brought back what was taken back: {_told(restored)}"
+
+    def fork(self) -> str:
+        """A new session with everything of this one; its id. Both go on from here, over the same files."""
+        return fork(self._transcript.path).stem
+
+    def export(self, path: Path) -> str:
+        """Write the session to `path` in the format that its ending names; one line that says so. Raises StartError."""
+        path = path.expanduser()
+        write_export(self._transcript.active, path, format_of(path))
+        return f"written to {path}"
 
     async def _settle(self) -> None:
         last = next((item for item in reversed(self._transcript.active) if isinstance(item, Checkpoint | Turn)), None)

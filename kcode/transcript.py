@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -197,6 +197,27 @@ def utc_now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
+def _numbered(records: Sequence[Record]) -> list[tuple[int, Record]]:
+    """The records that count after all of these, with their numbers."""
+    kept: list[tuple[int, Record]] = []
+    before: dict[int, list[tuple[int, Record]]] = {}
+    for number, record in enumerate(records):
+        if isinstance(record, Rewind):
+            if record.by_user:
+                before[number] = kept
+            kept = [(index, item) for index, item in kept if index < record.mark]
+        elif isinstance(record, Redone):
+            kept = list(before[record.rewind])
+        else:
+            kept.append((number, record))
+    return kept
+
+
+def active_records(records: Sequence[Record]) -> list[Record]:
+    """Those that no later Rewind took back."""
+    return [record for _, record in _numbered(records)]
+
+
 class Transcript:
     """An open session file. One process holds it at a time (a lock on the file). Append from one thread."""
 
@@ -228,18 +249,7 @@ class Transcript:
 
     def numbered_until(self, end: int | None) -> list[tuple[int, Record]]:
         """What was active before record number `end` came; None is now."""
-        kept: list[tuple[int, Record]] = []
-        before: dict[int, list[tuple[int, Record]]] = {}
-        for number, record in enumerate(self._records[:end]):
-            if isinstance(record, Rewind):
-                if record.by_user:
-                    before[number] = kept
-                kept = [(index, item) for index, item in kept if index < record.mark]
-            elif isinstance(record, Redone):
-                kept = list(before[record.rewind])
-            else:
-                kept.append((number, record))
-        return kept
+        return _numbered(self._records[:end])
 
     def append(self, record: Record) -> None:
         """On disk when it returns; a Checkpoint with the next record, since the snapshot it names is no sooner on disk itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from pathlib import Path
 
 from textual.screen import Screen
 
@@ -59,6 +60,10 @@ class Actions:
             "compact": partial(self._compact, text),
             "diff": self._diff,
             "undo": self._undo,
+            "rewind": self._rewind,
+            "redo": self._redo,
+            "fork": self._fork,
+            "export": partial(self._export, text),
             "trust": self._trust,
             "agents": self._agents,
             "violations": self._violations,
@@ -141,6 +146,36 @@ class Actions:
         said = await choose_agent(self._screen, self._conversation.session.swarm)
         if said:
             self.tell("i", said)
+
+    async def _rewind(self) -> None:
+        if self._conversation.session is None or not self._may_leave_turn():
+            return
+        points = self._conversation.session.history.points()
+        choices = [Choice(str(point.mark), point.title if point.kind == "turn" else f"  {point.title}") for point in points]
+        chosen = await self._screen.app.push_screen_wait(PickerScreen("Go back to before", choices)) if choices else None
+        if chosen is not None and self._may_leave_turn():
+            said = await self._conversation.session.history.rewind(int(chosen))
+            self._show_session()
+            self.tell("↶", f"{said}; /redo brings it back", "accent")
+
+    async def _redo(self) -> None:
+        if self._conversation.session is not None and self._may_leave_turn():
+            said = await self._conversation.session.history.redo()
+            self._show_session()
+            self.tell("↷", said, "accent")
+
+    async def _fork(self) -> None:
+        if self._conversation.session is not None and self._may_leave_turn():
+            before = self._conversation.session.id
+            await self._reopen(self._conversation.session.history.fork(), None)
+            self.tell("i", f"this is a copy of {before}, which stays as it is", "accent")
+
+    async def _export(self, text: str) -> None:
+        words = text.split(maxsplit=1)
+        if self._conversation.session is None or len(words) < 2:
+            self.tell("i", "say where to: /export PATH, ending in .md, .html or .json")
+            return
+        self.tell("i", self._conversation.session.history.export(Path(words[1].strip())), "accent")
 
     async def _violations(self) -> None:
         if not self._stopped:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from kcode.events import AgentState, Event, Notice
@@ -30,6 +31,41 @@ class Agents(Protocol):
 
     def stop(self, number: int) -> bool:
         """End one soon. False when none of that number is at work or waits."""
+        ...
+
+
+class RewindPoint(Protocol):
+    """A place to go back to: before a message of the user ("turn") or a step of the model ("step")."""
+
+    @property
+    def mark(self) -> int: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+
+class History(Protocol):
+    """Going back and forward; not during a turn. Each tells in one line what was done and may raise KcodeError."""
+
+    def points(self) -> Sequence[RewindPoint]:
+        """Where one can go back to, the latest first."""
+        ...
+
+    async def rewind(self, mark: int) -> str: ...
+
+    async def redo(self) -> str:
+        """Undo the last rewind or undo."""
+        ...
+
+    def fork(self) -> str:
+        """The id of a new session with everything of this one."""
+        ...
+
+    def export(self, path: Path) -> str:
+        """Write the session there; the ending names the format."""
         ...
 
 

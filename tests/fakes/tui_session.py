@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kcode.approval import ApprovalMode, Question, Reply
@@ -120,6 +121,10 @@ class ScriptedSession:
     async def diff(self) -> str:
         return self.patch
 
+    @property
+    def history(self) -> ScriptedHistory:
+        return ScriptedHistory(self)
+
     async def undo(self) -> str:
         self.undone += 1
         self.context_used = 0
@@ -143,6 +148,35 @@ class ScriptedSession:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
+
+
+@dataclass(frozen=True)
+class Point:
+    mark: int
+    kind: str
+    title: str
+
+
+@dataclass(frozen=True)
+class ScriptedHistory:
+    """Each message said is a point; going back forgets nothing."""
+
+    session: ScriptedSession
+
+    def points(self) -> list[Point]:
+        return [Point(number, "turn", text) for number, text in enumerate(self.session.said)][::-1]
+
+    async def rewind(self, mark: int) -> str:
+        return f"took back {self.session.said[mark]!r}: it changed no files"
+
+    async def redo(self) -> str:
+        return "there is nothing to bring back"
+
+    def fork(self) -> str:
+        return f"{self.session.id}-copy"
+
+    def export(self, path: Path) -> str:
+        return f"written to {path}"
 
 
 @dataclass(frozen=True)
