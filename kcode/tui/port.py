@@ -140,6 +140,9 @@ class ChatSession(Protocol):
         """What the session changed, as a unified diff; "" for nothing."""
         ...
 
+    @property
+    def history(self) -> History: ...
+
     async def undo(self) -> str:
         """Take back the last turn, its changes and its messages; one line that says what was done. Not during a turn."""
         ...
