@@ -7,6 +7,7 @@ KcodeError                     exit code
 │   └── SandboxUnavailable
 ├── InfrastructureError        2  the model or the engine failed while working
 │   ├── ModelError
+│   │   ├── AnswerBroken
 │   │   └── EngineDied
 │   ├── SandboxFailed
 │   └── CheckpointFailed
@@ -52,6 +53,10 @@ class InfrastructureError(KcodeError):
 
 class ModelError(InfrastructureError):
     """The model answered with an error that retrying did not cure."""
+
+
+class AnswerBroken(ModelError):
+    """The connection to the model broke in the middle of an answer."""
 
 
 class EngineDied(ModelError):

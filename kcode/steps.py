@@ -34,7 +34,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from kcode.answers import Partial, receive
-from kcode.errors import CheckpointFailed
+from kcode.errors import AnswerBroken, CheckpointFailed, EngineDied
 from kcode.events import (
     CallFinished,
     CallOutput,
@@ -288,14 +288,22 @@ class Steps:
             )
 
     async def _answer(self, request: ModelRequest, *, silent: bool) -> Completed:
-        partial = Partial()
-        try:
-            return await receive(self.model, request, self._emit, partial, silent=silent)
-        except asyncio.CancelledError:
-            message = partial.message()
-            if message is not None:
-                self._journal.add(message)
-            raise
+        """The answer; one that breaks off is asked for again, since nothing of it has been done or recorded."""
+        left = {AnswerBroken: 2, EngineDied: 1}
+        while True:
+            partial = Partial()
+            try:
+                return await receive(self.model, request, self._emit, partial, silent=silent)
+            except asyncio.CancelledError:
+                message = partial.message()
+                if message is not None:
+                    self._journal.add(message)
+                raise
+            except (AnswerBroken, EngineDied) as error:
+                left[type(error)] -= 1
+                if left[type(error)] < 0:
+                    raise
+                self.notice("warning", f"the answer broke off and is asked for again: {error}")
 
     async def _run(self, call: ToolCall, *, cut_off: bool = False) -> tuple[Outcome, float]:
         """The outcome and how long the tool took, not the person's answer before it; announced but not yet recorded."""

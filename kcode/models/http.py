@@ -13,7 +13,7 @@ from dataclasses import replace
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from kcode.errors import ModelError, StartError
+from kcode.errors import AnswerBroken, ModelError, StartError
 from kcode.messages import Message
 from kcode.model import ModelEvent, ModelRequest, ToolSpec
 from kcode.models import sse
@@ -188,7 +188,7 @@ class HttpModel:
         except (httpx.TransportError, TimeoutError) as error:
             if not answer.begun:
                 raise _Retry(_reason(error)) from error
-            raise ModelError(f"{self._base}: the connection broke in the middle of the answer ({_reason(error)})") from error
+            raise AnswerBroken(f"{self._base}: the connection broke in the middle of the answer ({_reason(error)})") from error
         except WireError as error:
             raise ModelError(f"{self._base}: {error}") from error
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 import pytest
 
-from kcode.errors import ModelError, StartError
+from kcode.errors import AnswerBroken, ModelError, StartError
 from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult, system, tool, user
 from kcode.model import CallDelta, Completed, ModelEvent, ModelRequest, Sampling, TextDelta, ThinkingDelta, ToolSpec, Usage
 from kcode.models.http import HttpModel
@@ -183,7 +183,7 @@ async def test_retry_after_is_waited_for() -> None:
 
 async def test_stream_cut_in_the_middle_is_an_error_and_not_tried_again() -> None:
     with serving(Stream((delta(content="half"),), cut=True), said("never")) as seen:
-        with pytest.raises(ModelError, match="broke in the middle of the answer"):
+        with pytest.raises(AnswerBroken, match="broke in the middle of the answer"):
             await ask(seen)
         assert len(seen.bodies) == 1
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kcode.approval import Question, Reply
-from kcode.events import CallFinished, CallOutput, CallStarted, Event, StepFinished, TextPiece, TurnFinished, TurnStarted
+from kcode.events import CallFinished, CallOutput, CallStarted, Event, Notice, StepFinished, TextPiece, TurnFinished, TurnStarted
 from kcode.settings import Settings
 from tests.core.conftest import Open, call, collect, ending
 
@@ -157,11 +157,22 @@ async def test_empty_answers_are_asked_again_then_an_error(open_session: Open) -
 
 
 async def test_failing_model_ends_the_turn_and_the_next_one_works(open_session: Open) -> None:
-    session = await open_session({"text": "half an ans", "dies": True}, {"text": "whole"})
+    dies = {"text": "half an ans", "dies": True}
+    session = await open_session(dies, dies, {"text": "whole"})
     end = ending(await collect(session, "go"))
     assert end.status == "error"
     assert "the engine ended while it was answering" in end.reason
     assert ending(await collect(session, "again")).result == "whole"
+
+
+async def test_answer_that_breaks_off_is_asked_for_again_and_no_call_runs_twice(open_session: Open, workspace: Path) -> None:
+    runs = {"calls": [call("bash", command="echo once >> log.txt")]}
+    session = await open_session(runs, runs | {"text": "half", "dies": True}, {"text": "whole"})
+    events = await collect(session, "go")
+    assert (ending(events).status, ending(events).result) == ("finished", "whole")
+    assert (workspace / "log.txt").read_text() == "once\n"
+    assert [event.level for event in events if isinstance(event, Notice)] == ["warning"]
+    assert [message.role for message in session.messages] == ["system", "user", "assistant", "tool", "assistant"]
 
 
 async def test_interrupt_keeps_the_text_and_closes_every_call(open_session: Open) -> None:
