@@ -10,6 +10,7 @@ import kcode
 from kcode.context import Context
 from kcode.events import PlainDisplay
 from kcode.extensions import extend
+from kcode.hooks import find_hooks, hooked
 from kcode.loop import work
 from kcode.model import ToolSpec
 from kcode.models.shared import shared
@@ -45,8 +46,10 @@ def with_agents(
             raise
 
     swarm = Swarm(equipment.sandbox, paths.clones(workspace), folder, lambda: context.messages, open_agent)
+    hooks = find_hooks(paths, workspace, equipment.sandbox, equipment.late.append)
     task = cast("AnyTool", TaskTool(swarm.run))
     specs = (*equipment.specs, spec(task))
+    (task,) = hooked([task], hooks) if hooks else (task,)
     return replace(equipment, tools=(*equipment.tools, task), specs=specs, swarm=swarm)
 
 

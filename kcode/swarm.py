@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kcode.errors import KcodeError
-from kcode.events import AgentState, AgentStatus, CallStarted, Event, PlainDisplay, StepFinished, TurnFinished
+from kcode.events import AgentState, AgentStatus, CallStarted, Event, Notice, PlainDisplay, StepFinished, TurnFinished
 from kcode.messages import Message
 from kcode.model import Usage
 from kcode.tools.outputs import Outputs
@@ -186,6 +186,8 @@ class Swarm:
                     self._show(agent, steps=event.step)
                 elif isinstance(event, CallStarted):
                     self._show(agent, doing=event.summary)
+                elif isinstance(event, Notice) and event.level != "info" and self._tell is not None:
+                    self._tell(replace(event, text=f"agent {agent.state.agent}: {event.text}"))
                 elif isinstance(event, TurnFinished):
                     finished = event
         assert finished is not None
