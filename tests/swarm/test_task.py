@@ -273,6 +273,21 @@ def test_after_a_kill_the_session_goes_on_and_the_copies_are_swept(
     assert (project.workspace / "b.py").read_text() == "b = 1\n"
 
 
+def test_hooks_hold_for_the_task_and_for_what_a_sub_agent_does(project: Project) -> None:
+    async def scene() -> None:
+        beside: dict[str, list[Json]] = {"EDIT": [*edit("b.py", "b = 1", "b = 2"), {"text": "could not"}]}
+        for tools, wanted in (("str_replace", "could not\n\n[it changed no files]"), ("task", "not here")):
+            project.paths.config_file.parent.mkdir(parents=True, exist_ok=True)
+            hook = f"[[hooks.before_tool]]\ntools = '{tools}'\ncommand = 'echo not here >&2; exit 2'\n"
+            project.paths.config_file.write_text(hook)
+            async with project.open([step(task("EDIT")), END], beside) as session:
+                (text,) = results(await events_of(session, "go"))
+                assert wanted in text
+            assert (project.workspace / "b.py").read_text() == "b = 1\n"
+
+    asyncio.run(scene())
+
+
 def test_slash_agents_shows_them_and_stops_one(project: Project, tmp_path: Path) -> None:
     async def scene() -> None:
         beside: dict[str, list[Json]] = {"SLOW": [{"text": "never said", "delay_s": 600}]}
