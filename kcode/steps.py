@@ -267,7 +267,7 @@ class Steps:
         """
         sampling = self._bounded(replace(self.sampling, max_tokens=max_tokens))
         request = ModelRequest(messages, self.specs, sampling, tool_choice="none", session_id=self._session_id)
-        completed = await receive(self.model, request, self._emit, Partial(), silent=True)
+        completed = await self._answer(request, silent=True)
         self.usage += completed.usage
         return completed
 
