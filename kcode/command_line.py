@@ -29,6 +29,7 @@ COMMANDS = {
     "doctor": "what this machine offers and what is missing",
     "mcp": "list, add, remove and test tool servers",
     "models": "list, pull, show and remove models",
+    "replay": "find the first step at which a model leaves a recorded session",
     "sessions": "list the sessions of this folder",
     "sandbox": "explain the sandbox, or run a command in it",
     "serve": "serve a model over the OpenAI protocol",

@@ -175,7 +175,7 @@ class Session:
                 async for event in events:
                     if isinstance(event, TurnFinished):
                         await self._history.settle()
-                        self._end(event)
+                        self._transcript.append(_end_of(event))
                         ended = True
                     while self._equipment.late:
                         yield Notice("warning", self._equipment.late.popleft())
@@ -184,7 +184,7 @@ class Session:
             self._running = None
             if not ended:
                 await self._history.settle()
-                self._end(turn.finished)
+                self._transcript.append(_end_of(turn.finished))
             if self._equipment.grants is not None:
                 await self._equipment.grants.end_turn()
 
@@ -199,6 +199,11 @@ class Session:
         """End the running turn soon; its TurnFinished says "interrupted". Without a turn it does nothing."""
         if self._running is not None:
             self._running.interrupt()
+
+    @property
+    def equipment(self) -> Equipment:
+        """What it works with; it stays the session's."""
+        return self._equipment
 
     @property
     def history(self) -> History:
@@ -247,5 +252,6 @@ class Session:
             compactor=self._compaction,
         )
 
-    def _end(self, event: TurnFinished) -> None:
-        self._transcript.append(TurnEnd(event.turn, event.status, event.reason, event.result, event.usage))
+
+def _end_of(event: TurnFinished) -> TurnEnd:
+    return TurnEnd(event.turn, event.status, event.reason, event.result, event.usage)
