@@ -132,7 +132,7 @@ def test_signal_ends_the_turn_with_a_complete_transcript(program: Program, numbe
     assert process.returncode == 4
     assert json.loads(stdout)["status"] == "interrupted"
     kinds = [record["type"] for record in records(program.transcripts()[0])]
-    assert kinds[-3:] == ["checkpoint", "answered", "turn_end"]
+    assert kinds[-4:] == ["checkpoint", "answered", "checkpoint", "turn_end"]
 
 
 def test_killed_in_the_middle_of_a_step_it_goes_on_with_nothing_lost(program: Program) -> None:
