@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,7 +33,7 @@ from kcode.tools.tool import Tool
 from kcode.transcript import Record, Transcript, Turn, TurnEnd, utc_now
 from kcode.turn import Emit, Limits, Tree
 from kcode.weights import Breakdown, weigh
-from kcode_sandbox.sandbox import Sandbox
+from kcode_sandbox.sandbox import FileStat, Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Session:
         self.notices: Sequence[Notice] = equipment.notices
         self.commands = equipment.commands
         """What a message may begin with, `/NAME`; `submit` puts the text in its place."""
+        self.list_files: Callable[[], Awaitable[Sequence[FileStat]]] = equipment.sandbox.list_files
+        """The files of the workspace that git does not ignore."""
         self.swarm = equipment.swarm
         """Its sub-agents; None where it can have none."""
 

@@ -14,6 +14,7 @@ from kcode.tui.blocks import Listing, Remark
 from kcode.tui.breakdown import breakdown_blocks
 from kcode.tui.commands import COMMANDS, KEYS, Command
 from kcode.tui.conversation import Conversation
+from kcode.tui.copying import copy_answer
 from kcode.tui.diff import draw_patch
 from kcode.tui.port import ModelStore, Sessions
 from kcode.tui.screens.models import ModelsScreen
@@ -58,6 +59,7 @@ class Actions:
             "resume": self._resume,
             "context": self._context,
             "compact": partial(self._compact, text),
+            "copy": self._copy,
             "diff": self._diff,
             "undo": self._undo,
             "rewind": self._rewind,
@@ -120,6 +122,9 @@ class Actions:
             self.tell("i", "no conversation is open")
         else:
             self._conversation.send(text.strip() or "/compact")
+
+    async def _copy(self) -> None:
+        self.tell("i", copy_answer(self._screen.app, self._transcript.page.blocks))
 
     async def _diff(self) -> None:
         if self._conversation.session is None:

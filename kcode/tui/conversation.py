@@ -93,6 +93,10 @@ class Conversation:
             self._stop.set()
             self.session.interrupt()
 
+    async def files(self) -> list[str]:
+        """Paths of the workspace, the last changed first. Raises SandboxError."""
+        return [stat.path for stat in await self.session.list_files()] if self.session is not None else []
+
     async def close(self) -> None:
         """End the running turn and the session. Idempotent."""
         session, turns, warming = self.session, self._turns, self._warming

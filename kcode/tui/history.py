@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 KEPT = 1000
@@ -41,6 +42,12 @@ class History:
             return None
         self._at += 1
         return self._entries[self._at] if self._at < len(self._entries) else self._draft
+
+    def containing(self, typed: str, limit: int) -> list[str]:
+        """Those with `typed` in them in any case, each once, the last first."""
+        wanted = typed.lower()
+        found = (entry for entry in reversed(self._entries) if wanted in entry.lower() and entry != typed)
+        return list(islice(dict.fromkeys(found), limit))
 
     def reset(self) -> None:
         """Back to the end, when the text was edited or sent."""

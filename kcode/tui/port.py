@@ -69,6 +69,13 @@ class History(Protocol):
         ...
 
 
+class NamedFile(Protocol):
+    """A file of the workspace; `path` is relative to it."""
+
+    @property
+    def path(self) -> str: ...
+
+
 class ChatSession(Protocol):
     """One open conversation."""
 
@@ -129,6 +136,11 @@ class ChatSession(Protocol):
 
     def interrupt(self) -> None:
         """End the running turn soon; its TurnFinished says "interrupted". Without a turn it does nothing."""
+        ...
+
+    @property
+    def list_files(self) -> Callable[[], Awaitable[Sequence[NamedFile]]]:
+        """The files of the workspace that git does not ignore, the last changed first. Raises SandboxError."""
         ...
 
     @property

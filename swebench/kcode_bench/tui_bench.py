@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -203,7 +203,7 @@ def _ms(seconds: list[float]) -> float:
 
 
 @contextmanager
-def _busy_core() -> Iterator[None]:
+def _busy_core() -> Generator[None]:
     process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         yield

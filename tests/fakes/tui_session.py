@@ -19,6 +19,12 @@ from kcode.weights import Breakdown, Kind, Piece
 if TYPE_CHECKING:
     from kcode.tui.port import Ask
 
+
+@dataclass(frozen=True)
+class NamedFile:
+    path: str
+
+
 COUNTED_AFTER_UNDO = 321
 
 
@@ -57,6 +63,7 @@ class ScriptedSession:
     notices: tuple[Notice, ...] = ()
     commands: tuple[WrittenCommand, ...] = ()
     swarm: Agents | None = None
+    files: Sequence[str] = ()
     records: list[Record] = field(default_factory=list)
     approval_mode: ApprovalMode = "ask"
     loaded: asyncio.Event | None = None
@@ -102,6 +109,9 @@ class ScriptedSession:
             status = "interrupted" if self._interrupted.is_set() else "finished"
             reason = "by the user" if status == "interrupted" else ""
             yield TurnFinished(turn, status, reason, "", Usage(4000, 3500, 120), 2, 3.2)
+
+    async def list_files(self) -> Sequence[NamedFile]:
+        return [NamedFile(path) for path in self.files]
 
     async def start(self) -> None:
         if self.loaded is not None:
@@ -196,6 +206,7 @@ class ScriptedSessions:
     history: Sequence[Record] = ()
     loaded: asyncio.Event | None = None
     patch: str = ""
+    files: Sequence[str] = ()
     delay_s: float = 0.0
     commands: tuple[WrittenCommand, ...] = ()
     opened: list[ScriptedSession] = field(default_factory=list)
@@ -209,6 +220,7 @@ class ScriptedSessions:
         records = list(self.history) if resume_id else []
         session = ScriptedSession(self.script, ask, records=records, patch=self.patch, loaded=self.loaded)
         session.commands = self.commands
+        session.files = self.files
         if model:
             session.model_name = model
         self.opened.append(session)

@@ -13,24 +13,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
 from textual.screen import Screen
-from textual.widgets import Static, TextArea
 
 from kcode.errors import KcodeError, ModelNotFound
 from kcode.events import CallFinished, Event, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
 from kcode.tui.actions import Actions
-from kcode.tui.commands import COMMANDS, Command, looks_like_command, matching, parsed
+from kcode.tui.commands import Command, looks_like_command, parsed
 from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
 from kcode.tui.port import Launch, ModelStore, Sessions
 from kcode.tui.present import Presenter
 from kcode.tui.widgets.activity import Activity
-from kcode.tui.widgets.completions import Completions
+from kcode.tui.widgets.composer import Composer
 from kcode.tui.widgets.prompt import Prompt
 from kcode.tui.widgets.queued import Queued
 from kcode.tui.widgets.status import Facts, Status
+from kcode.tui.widgets.todos import Todos
 from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
@@ -45,13 +44,12 @@ MODES: tuple[ApprovalMode, ...] = ("plan", "ask", "auto")
 class ChatScreen(Screen[None]):
     DEFAULT_CSS = """
     ChatScreen { background: $background; layout: vertical; }
-    #prompt-row { height: auto; background: $surface; padding: 0 1; }
-    #prompt-sign { width: 2; height: 1; color: $primary; text-style: bold; background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "interrupt", show=False),
         Binding("ctrl+c", "stop_or_quit", show=False, priority=True),
         Binding("shift+tab", "cycle_mode", show=False, priority=True),
+        Binding("ctrl+t", "toggle_todos", show=False, priority=True),
         Binding("ctrl+o", "fold_all", show=False, priority=True),
         Binding("pageup", "page(-1)", show=False, priority=True),
         Binding("pagedown", "page(1)", show=False, priority=True),
@@ -63,14 +61,15 @@ class ChatScreen(Screen[None]):
         self._transcript = Transcript(id="transcript")
         self._activity = Activity(id="activity")
         self._queued = Queued(id="queued")
-        self._completions = Completions(id="completions")
+        self._todos = Todos(id="todos")
         self._status = Status(Facts(approval=launch.approval_mode), id="status")
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
-        self._prompt = Prompt(history, placeholder="What should be done?", id="prompt")
         self._presenter = Presenter(self._transcript, self._activity)
         self._conversation = Conversation(
             sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
         )
+        self._composer = Composer(history, lambda: self._custom, self._conversation.files, id="composer")
+        self._prompt = self._composer.prompt
         self._stopped: list[Violation] = []
         self._actions = Actions(
             self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session, self._stopped
@@ -81,12 +80,10 @@ class ChatScreen(Screen[None]):
 
     def compose(self) -> ComposeResult:
         yield self._transcript
+        yield self._todos
         yield self._queued
         yield self._activity
-        yield self._completions
-        with Horizontal(id="prompt-row"):
-            yield Static("❯", id="prompt-sign")
-            yield self._prompt
+        yield self._composer
         yield self._status
 
     def on_mount(self) -> None:
@@ -109,17 +106,6 @@ class ChatScreen(Screen[None]):
             if self._may_open and self._conversation.session is None and not self._conversation.is_opening:
                 self.run_worker(self._reopen(None, None))
 
-    def on_prompt_complete(self, message: Prompt.Complete) -> None:
-        if message.key in {"up", "down"}:
-            self._completions.move(1 if message.key == "down" else -1)
-            return
-        command = self._completions.chosen
-        if command is not None:
-            is_own = command in COMMANDS
-            self._prompt.put("" if message.key == "enter" and is_own else f"/{command.name}{'' if is_own else ' '}")
-            if message.key == "enter" and is_own:
-                self.run_worker(self._actions.run(command))
-
     @property
     def _custom(self) -> list[Command]:
         """Those of the user and of the repository, whose text becomes the message."""
@@ -133,11 +119,6 @@ class ChatScreen(Screen[None]):
         """Up on an empty prompt while messages wait: take them back to edit."""
         self._prompt.put(self._conversation.take_back())
 
-    def on_text_area_changed(self, event: TextArea.Changed) -> None:
-        found = matching(self._prompt.text, self._custom)
-        self._completions.offer(found)
-        self._prompt.completing = bool(found)
-
     def on_transcript_left(self, message: Transcript.Left) -> None:
         self._prompt.focus()
         if message.character:
@@ -145,7 +126,7 @@ class ChatScreen(Screen[None]):
 
     def action_interrupt(self) -> None:
         if self._prompt.completing:
-            self._prompt.put("")
+            self._composer.close_list()
         elif self._conversation.is_working:
             if self._conversation.queue:
                 self._prompt.put("\n".join(filter(None, [self._conversation.take_back(), self._prompt.text])))
@@ -177,6 +158,9 @@ class ChatScreen(Screen[None]):
         if session is not None:
             session.set_approval_mode(MODES[(MODES.index(session.approval_mode) + 1) % len(MODES)])
             self._tell_facts()
+
+    def action_toggle_todos(self) -> None:
+        self._todos.toggle()
 
     def action_fold_all(self) -> None:
         self._transcript.fold_all()
@@ -227,6 +211,7 @@ class ChatScreen(Screen[None]):
         for notice in session.notices:
             self._presenter.show(notice)
         self._presenter.replay(session.records)
+        self._todos.replay(session.records)
         self._changed()
         if not self._conversation.is_warming:
             # What was taken back no longer counts; a model that is still loading counts when it is ready.
@@ -255,6 +240,7 @@ class ChatScreen(Screen[None]):
 
     def _show(self, event: Event) -> None:
         self._presenter.show(event)
+        self._todos.show(event)
         match event:
             case Prefill(total=total):
                 self._tell_facts(used=total)

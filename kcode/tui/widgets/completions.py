@@ -1,12 +1,15 @@
-"""The list of commands that fit what is typed."""
+"""The list of what fits what is typed."""
 
 from __future__ import annotations
 
 from rich.text import Text
 from textual.widget import Widget
 
-from kcode.tui.commands import Command
+from kcode.tui.clean import one_line
+from kcode.tui.completing import Suggestion
 from kcode.tui.theme import look_of
+
+LABEL_CELLS = 10
 
 
 class Completions(Widget):
@@ -18,34 +21,36 @@ class Completions(Widget):
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._commands: list[Command] = []
+        self._offered: list[Suggestion] = []
         self._at = 0
 
     @property
-    def chosen(self) -> Command | None:
-        return self._commands[self._at] if self._commands else None
+    def chosen(self) -> Suggestion | None:
+        return self._offered[self._at] if self._offered else None
 
-    def offer(self, commands: list[Command]) -> None:
-        if commands != self._commands:
-            self._commands, self._at = commands, 0
-            self.display = bool(commands)
+    def offer(self, suggestions: list[Suggestion]) -> None:
+        if suggestions != self._offered:
+            self._offered, self._at = suggestions, 0
+            self.display = bool(suggestions)
             self.refresh(layout=True)
 
     def move(self, step: int) -> None:
-        if self._commands:
-            self._at = (self._at + step) % len(self._commands)
+        if self._offered:
+            self._at = (self._at + step) % len(self._offered)
             self.refresh()
 
     def render(self) -> Text:
         look = look_of(self.app.theme_variables)
+        width = max(1, self.content_size.width)
         rows: list[Text] = []
-        for number, command in enumerate(self._commands):
+        for number, suggestion in enumerate(self._offered):
             here = number == self._at
             row = Text.assemble(
                 ("❯ " if here else "  ", look.accent),
-                (f"/{command.name}".ljust(10), look.bold if here else look.text),
-                (command.summary, look.dim),
+                (one_line(suggestion.label).ljust(LABEL_CELLS), look.bold if here else look.text),
+                (suggestion.note, look.dim),
                 no_wrap=True,
             )
+            row.truncate(width, overflow="ellipsis")
             rows.append(row)
         return Text("\n").join(rows)

@@ -1,16 +1,28 @@
-"""Where the user writes: Enter sends, Shift+Enter or Ctrl+J starts a line, Up and Down walk the history."""
+"""Where the user writes: Enter sends, Shift+Enter or Ctrl+J starts a line, Up and Down walk the history.
+
+A large paste is shown as a chip, `[pasted 120 lines #1]`, and is sent as it was.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from textual import events
+from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import TextArea
 
+from kcode.errors import ConfigError
 from kcode.tui.clean import clean
+from kcode.tui.editor import edited
+from kcode.tui.figures import quantity
 from kcode.tui.history import History
+
+CHIP_LINES = 12
+CHIP_CHARS = 2000
+"""What is pasted and larger than this becomes a chip."""
 
 
 class Prompt(TextArea):
@@ -36,6 +48,8 @@ class Prompt(TextArea):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("shift+enter,ctrl+j,alt+enter", "newline", show=False),
+        Binding("ctrl+r", "search", show=False),
+        Binding("ctrl+g", "edit", show=False),
     ]
 
     class Sent(Message):
@@ -48,6 +62,9 @@ class Prompt(TextArea):
 
     class Recalled(Message):
         """Up where nothing is typed and messages wait to be sent."""
+
+    class Searched(Message):
+        """Ctrl+R: earlier messages are searched, or no longer."""
 
     class Complete(Message):
         """A key for the completion list: "up", "down", "tab" or "enter"."""
@@ -71,6 +88,7 @@ class Prompt(TextArea):
         self.has_waiting = False
         self._history = history
         self._recalled: str | None = None
+        self._pasted: dict[str, str] = {}
 
     def on_key(self, event: events.Key) -> None:
         if self.completing and event.key in {"up", "down", "tab", "enter"}:
@@ -95,6 +113,28 @@ class Prompt(TextArea):
     def action_newline(self) -> None:
         self.insert("\n")
 
+    def action_search(self) -> None:
+        self.post_message(self.Searched())
+
+    def action_edit(self) -> None:
+        """The message as a file in the user's editor."""
+        app: App[None] = self.app
+        try:
+            self.put(edited(app, self._whole()))
+        except ConfigError as error:
+            self.notify(str(error), severity="warning", markup=False)
+
+    @property
+    def before_cursor(self) -> str:
+        """The cursor's line up to the cursor."""
+        row, column = self.cursor_location
+        return self.document.get_line(row)[:column]
+
+    def replace_before(self, count: int, text: str) -> None:
+        """Put `text` in the place of the `count` characters before the cursor, all of one line."""
+        row, column = self.cursor_location
+        self.replace(text, (row, column - count), (row, column))
+
     def put(self, text: str) -> None:
         """Replace the text, the cursor at its end."""
         self.text = text
@@ -102,7 +142,20 @@ class Prompt(TextArea):
 
     async def _on_paste(self, event: events.Paste) -> None:
         self._take(event)
-        self.replace(clean(event.text.replace("\r\n", "\n").replace("\r", "\n")), *self.selection)
+        text = clean(event.text.replace("\r\n", "\n").replace("\r", "\n"))
+        lines = text.count("\n") + 1
+        if lines > CHIP_LINES or len(text) > CHIP_CHARS:
+            chip = f"[pasted {quantity(lines, 'line')} #{len(self._pasted) + 1}]"
+            self._pasted[chip] = text
+            text = chip
+        self.replace(text, *self.selection)
+
+    def _whole(self) -> str:
+        """The text with what its chips stand for."""
+        if not self._pasted:
+            return self.text
+        chips = "|".join(map(re.escape, self._pasted))
+        return re.sub(chips, lambda found: self._pasted[found.group()], self.text)
 
     def _may_recall(self) -> bool:
         """Walking keeps walking; a text of one's own is left only from its very first place."""
@@ -114,8 +167,9 @@ class Prompt(TextArea):
             self.put(entry)
 
     def _send(self) -> None:
-        text = self.text.strip()
+        text = self._whole().strip()
         if text:
+            self._pasted.clear()
             self._history.add(text)
             self._recalled = None
             self.put("")
