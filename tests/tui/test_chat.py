@@ -245,12 +245,13 @@ async def test_many_lines_are_typed_pasted_and_sent_as_they_are(start: Start) ->
     async with app.run_test(size=(100, 30)) as pilot:
         await pilot.press("a", "shift+enter", "b", "ctrl+j", "c")
         prompt = app.screen.query_one(Prompt)
-        prompt.post_message(events.Paste("\nx = 1\r\n\tindented\x1b[31m\n" + "line\n" * 40 + "end"))
-        await pilot.pause()
+        for pasted in ("\nx = 1\r\n\tindented\x1b[31m\n", "line\n" * 10, "line\n" * 10 + "end"):
+            prompt.post_message(events.Paste(pasted))
+            await pilot.pause()
         assert prompt.size.height == 12
         await pilot.press("enter")
         await until(app, lambda: bool(sessions.opened and sessions.opened[0].said))
-        assert sessions.opened[0].said == ["a\nb\nc\nx = 1\n    indented\n" + "line\n" * 40 + "end"]
+        assert sessions.opened[0].said == ["a\nb\nc\nx = 1\n    indented\n" + "line\n" * 20 + "end"]
 
 
 async def test_history_is_walked_and_kept_over_starts(start: Start, tmp_path: Path) -> None:
