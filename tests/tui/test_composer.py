@@ -147,7 +147,7 @@ async def test_an_editor_that_fails_leaves_the_message(start: Start, monkeypatch
         prompt = await ready(app)
         prompt.insert("as it was")
         await pilot.press("ctrl+g")
-        await until(app, lambda: len(app._notifications) == 1)
+        await until(app, "/no/such/editor")
         assert prompt.text == "as it was"
 
 
