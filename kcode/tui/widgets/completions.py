@@ -10,10 +10,11 @@ from kcode.tui.completing import Suggestion
 from kcode.tui.theme import look_of
 
 LABEL_CELLS = 10
+SHOWN = 10
 
 
 class Completions(Widget):
-    """Empty, it takes no room."""
+    """At most SHOWN at a time, around the chosen one; empty, it takes no room."""
 
     DEFAULT_CSS = """
     Completions { height: auto; display: none; padding: 0 1; background: $surface; }
@@ -37,13 +38,14 @@ class Completions(Widget):
     def move(self, step: int) -> None:
         if self._offered:
             self._at = (self._at + step) % len(self._offered)
-            self.refresh()
+            self.refresh(layout=True)
 
     def render(self) -> Text:
         look = look_of(self.app.theme_variables)
         width = max(1, self.content_size.width)
         rows: list[Text] = []
-        for number, suggestion in enumerate(self._offered):
+        first = max(0, min(self._at - SHOWN // 2, len(self._offered) - SHOWN))
+        for number, suggestion in enumerate(self._offered[first : first + SHOWN], first):
             here = number == self._at
             row = Text.assemble(
                 ("❯ " if here else "  ", look.accent),
@@ -53,4 +55,7 @@ class Completions(Widget):
             )
             row.truncate(width, overflow="ellipsis")
             rows.append(row)
+        hidden = len(self._offered) - len(rows)
+        if hidden:
+            rows.append(Text(f"  ⋯ {hidden} more", look.dim))
         return Text("\n").join(rows)
