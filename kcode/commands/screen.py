@@ -11,12 +11,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kcode.errors import KcodeError
 from kcode.paths import Paths
 from kcode.settings import SCRIPTED, Settings
 from kcode.tui.port import ChatSession, Launch, ModelOffer, PastSession, PullProgress
 
 if TYPE_CHECKING:
     from kcode.opening import Sessions
+    from kcode.transcript import Record
     from kcode.tui.port import Ask
     from kcode_backend.pull import PullProgress as BackendProgress
 
@@ -70,6 +72,9 @@ class LateSessions:
     async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ChatSession:
         return await (await self._sessions()).open(resume_id, model, ask)
 
+    async def recall(self, resume_id: str) -> Sequence[Record]:
+        return await asyncio.to_thread(self._read, resume_id)
+
     def trust(self) -> str:
         from kcode.trust import trust_here
 
@@ -77,6 +82,14 @@ class LateSessions:
 
     async def past(self) -> Sequence[PastSession]:
         return await (await self._sessions()).past()
+
+    def _read(self, resume_id: str) -> Sequence[Record]:
+        from kcode.transcript import active_records, find_session, read_records
+
+        try:
+            return active_records(read_records(find_session(self._paths.sessions(self._workspace), resume_id)))
+        except (KcodeError, OSError):
+            return ()  # opening it says what is wrong
 
     async def _sessions(self) -> Sessions:
         await asyncio.to_thread(import_module, "kcode.opening")

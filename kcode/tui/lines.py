@@ -48,6 +48,13 @@ class Page:
         self._numbers[id(block)] = len(self._rows) - 1
         self._unsettled.add(len(self._rows) - 1)
 
+    def add_first(self, block: Block) -> None:
+        """Above all others; they move down with the next `settle`."""
+        self._rows.insert(0, _Row(block))
+        self._tops.insert(0, 0)
+        self._numbers = {id(row.block): number for number, row in enumerate(self._rows)}
+        self._unsettled = {0} | {number + 1 for number in self._unsettled}
+
     def clear(self) -> None:
         self.__init__()
 

@@ -192,6 +192,10 @@ class Sessions(Protocol):
         """A new session, the one named, or with "" the last; `model` None takes the configured one. Raises KcodeError."""
         ...
 
+    async def recall(self, resume_id: str) -> Sequence[Record]:
+        """What `open` would bring back, for showing it while the session opens; nothing where it cannot be read."""
+        ...
+
     def trust(self) -> str:
         """Let the folder's own configuration count from the next session on; one line that says what was done."""
         ...

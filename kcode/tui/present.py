@@ -52,9 +52,32 @@ class Presenter:
         self._writing: dict[int, Call] = {}
         self._running: dict[str, Call] = {}
         self._last_notice = ""
+        self._recalled: Sequence[Record] = ()
 
-    def greet(self, workspace: str, sandbox: str) -> None:
-        self._transcript.add(Remark("◆", f"kcode in {workspace} · {sandbox}", "accent"))
+    def recall(self, records: Sequence[Record]) -> None:
+        """Show a conversation before its session is open; `greet` keeps it if it is that session's."""
+        self.replay(records)
+        self._recalled = records
+
+    def forget(self) -> None:
+        """Take back what was recalled: its session does not open."""
+        if self._recalled:
+            self._transcript.clear()
+        self._recalled = ()
+
+    def greet(self, workspace: str, sandbox: str, records: Sequence[Record]) -> None:
+        """Say where kcode works, above the conversation that was had before."""
+        from kcode.tui.replay import same_conversation
+
+        if not same_conversation(records, self._recalled):
+            self.forget()
+        greeting = Remark("◆", f"kcode in {workspace} · {sandbox}", "accent")
+        if self._recalled:
+            self._transcript.add_first(greeting)
+            self._recalled = ()
+        else:
+            self._transcript.add(greeting)
+            self.replay(records)
 
     def say(self, text: str) -> None:
         self._transcript.add(Said(text))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from kcode.messages import Message, Text, ToolCall
 from kcode.messages import Thinking as ThinkingPart
-from kcode.transcript import Answered, Compacted, Record, Said, Turn, TurnEnd
+from kcode.transcript import Answered, Compacted, Opened, Record, Said, Turn, TurnEnd
 from kcode.tui.blocks import Answer, Block, Thinking
 from kcode.tui.blocks import Said as SaidBlock
 from kcode.tui.call_block import Call
@@ -17,6 +17,12 @@ from kcode.tui.turn_end import end_of_turn
 def has_turns(records: Sequence[Record]) -> bool:
     """Whether anything was said."""
     return any(isinstance(record, Turn) for record in records)
+
+
+def same_conversation(one: Sequence[Record], other: Sequence[Record]) -> bool:
+    """Whether they differ in nothing but who opened them when."""
+    first, second = ([record for record in records if not isinstance(record, Opened)] for records in (one, other))
+    return first == second
 
 
 def blocks_of(records: Sequence[Record]) -> list[Block]:

@@ -208,6 +208,7 @@ class ScriptedSessions:
     patch: str = ""
     files: Sequence[str] = ()
     delay_s: float = 0.0
+    may_open: asyncio.Event | None = None
     commands: tuple[WrittenCommand, ...] = ()
     opened: list[ScriptedSession] = field(default_factory=list)
     asked: list[tuple[str | None, str | None]] = field(default_factory=list)
@@ -215,6 +216,8 @@ class ScriptedSessions:
     async def open(self, resume_id: str | None, model: str | None, ask: Ask) -> ScriptedSession:
         self.asked.append((resume_id, model))
         await asyncio.sleep(self.delay_s)
+        if self.may_open is not None:
+            await self.may_open.wait()
         if self.problem is not None:
             raise self.problem
         records = list(self.history) if resume_id else []
@@ -225,6 +228,9 @@ class ScriptedSessions:
             session.model_name = model
         self.opened.append(session)
         return session
+
+    async def recall(self, resume_id: str) -> Sequence[Record]:
+        return list(self.history)
 
     def trust(self) -> str:
         return "trusted"

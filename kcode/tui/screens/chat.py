@@ -58,6 +58,7 @@ class ChatScreen(Screen[None]):
     def __init__(self, launch: Launch, sessions: Sessions, store: ModelStore | None, state_dir: Path | None) -> None:
         super().__init__()
         self._launch = launch
+        self._sessions = sessions
         self._transcript = Transcript(id="transcript")
         self._activity = Activity(id="activity")
         self._queued = Queued(id="queued")
@@ -180,13 +181,17 @@ class ChatScreen(Screen[None]):
 
     async def _reopen(self, resume_id: str | None, model: str | None) -> None:
         replaces = self._conversation.session is not None
+        if resume_id is not None and not replaces:
+            self._presenter.recall(await self._sessions.recall(resume_id))
         try:
             await self._conversation.open(resume_id, model)
         except ModelNotFound as error:
+            self._presenter.forget()
             self._actions.tell("!", str(error), "warning")
             self.run_worker(self._actions.choose_model())
             return
         except KcodeError as error:
+            self._presenter.forget()
             self._actions.tell("✗", f"{error}", "bad")
             return
         finally:
@@ -207,10 +212,9 @@ class ChatScreen(Screen[None]):
     def _present_session(self) -> None:
         session = self._conversation.session
         assert session is not None
-        self._presenter.greet(self._launch.workspace, session.sandbox_description)
+        self._presenter.greet(self._launch.workspace, session.sandbox_description, session.records)
         for notice in session.notices:
             self._presenter.show(notice)
-        self._presenter.replay(session.records)
         self._todos.replay(session.records)
         self._changed()
         if not self._conversation.is_warming:

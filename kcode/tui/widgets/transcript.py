@@ -89,6 +89,10 @@ class Transcript(ScrollView, can_focus=True):
             self.page.add(block)
         self._plan()
 
+    def add_first(self, block: Block) -> None:
+        self.page.add_first(block)
+        self._plan()
+
     def changed(self, block: Block) -> None:
         """A block that was added has changed; it is drawn with the next frame."""
         self.page.touch(block)
