@@ -36,7 +36,8 @@ COMMANDS = {
     "trust": "let a folder's own configuration count",
     "verify-tools": "measure how reliably a model calls tools",
 }
-EPILOG = "Commands: " + "; ".join(f"kcode {name}: {text}" for name, text in COMMANDS.items()) + "."
+# The mark keeps click from running the lines together.
+EPILOG = "\b\nCommands:\n" + "\n".join(f"  kcode {name:<12} {text}" for name, text in COMMANDS.items())
 
 
 class LazyGroup(click.Group):

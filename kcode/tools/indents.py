@@ -74,7 +74,14 @@ def changes(pairs: Sequence[tuple[str, str]]) -> list[Change]:
                 rescales.append(Rescale(one, other, depth_there - depth))
     rescales.sort(key=lambda change: abs(change.levels) if isinstance(change, Rescale) else 0)
     found += rescales
-    return [change for change in found if all(change.apply(called) == there for called, there in pairs)]
+    return [change for change in found if _explains(change, pairs)]
+
+
+def _explains(change: Change, pairs: Sequence[tuple[str, str]]) -> bool:
+    """Of text that was moved, whole levels alone tell the units: with alignment as well nearly anything could be explained."""
+    if isinstance(change, Rescale) and change.levels and any(split(called, change.called)[1] for called, _ in pairs):
+        return False
+    return all(change.apply(called) == there for called, there in pairs)
 
 
 def unit_of(lines: Sequence[str]) -> str:
