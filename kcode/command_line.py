@@ -33,9 +33,12 @@ COMMANDS = {
     "sessions": "list the sessions of this folder",
     "sandbox": "explain the sandbox, or run a command in it",
     "serve": "serve a model over the OpenAI protocol",
+    "swebench": "work on the tasks of SWE-bench, and grade patches",
     "trust": "let a folder's own configuration count",
     "verify-tools": "measure how reliably a model calls tools",
 }
+# Commands of packages that are built on kcode.
+ELSEWHERE = {"swebench": "kcode_bench.swe.command"}
 # The mark keeps click from running the lines together.
 EPILOG = "\b\nCommands:\n" + "\n".join(f"  kcode {name:<12} {text}" for name, text in COMMANDS.items())
 
@@ -49,7 +52,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"kcode.commands.{cmd_name.replace('-', '_')}").command
+        module = ELSEWHERE.get(cmd_name, f"kcode.commands.{cmd_name.replace('-', '_')}")
+        command = importlib.import_module(module).command
         assert isinstance(command, click.Command)
         return command
 

@@ -78,9 +78,15 @@ def changes(pairs: Sequence[tuple[str, str]]) -> list[Change]:
 
 
 def _explains(change: Change, pairs: Sequence[tuple[str, str]]) -> bool:
-    """Of text that was moved, whole levels alone tell the units: with alignment as well nearly anything could be explained."""
-    if isinstance(change, Rescale) and change.levels and any(split(called, change.called)[1] for called, _ in pairs):
-        return False
+    """Other units are believed of lines that step by one of them. With alignment nearly anything could be explained: it is left
+    over only beside lines of whole levels, and never in text that was moved as well."""
+    if isinstance(change, Rescale):
+        parts = [split(called, change.called) for called, _ in pairs]
+        steps = [abs(after - before) for (before, _), (after, _) in pairwise(parts) if after != before]
+        is_aligned = any(rest for _, rest in parts)
+        is_told = any(depth and not rest for depth, rest in parts)
+        if (steps and min(steps) > 1) or (is_aligned and (change.levels or not is_told)):
+            return False
     return all(change.apply(called) == there for called, there in pairs)
 
 
