@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -147,7 +148,7 @@ def _json(file: Path, text: str) -> Iterable[object]:
 
 def _parquet(file: Path) -> Iterable[object]:
     try:
-        import pyarrow.parquet as parquet
+        parquet = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise StartError(f"--dataset {file}: parquet needs pyarrow; pip install 'kcode-agent[eval]'") from error
     try:
