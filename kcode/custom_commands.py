@@ -19,8 +19,8 @@ PROJECT_FOLDER = ".kcode/commands"
 RESERVED = frozenset(
     {
         *("help", "model", "new", "resume", "diff", "undo", "agents", "violations", "trust", "quit", "exit", "clear", "context"),
-        *("compact", "fork", "rewind", "export", "replay", "todos", "copy", "editor", "settings", "theme", "jobs", "stats"),
-        *("sessions", "permissions", "hooks", "mcp", "skills", "commands", "effort", "mode", "init", "plan", "files"),
+        *("compact", "fork", "rewind", "redo", "export", "replay", "todos", "copy", "editor", "settings", "theme", "jobs"),
+        *("stats", "sessions", "permissions", "hooks", "mcp", "skills", "commands", "effort", "mode", "init", "plan", "files"),
     }
 )
 """What kcode's own screens are called, or may be."""
