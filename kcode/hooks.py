@@ -8,6 +8,8 @@ of the user's own out of it. A hook reads one JSON object on standard input and 
     2   before_tool: the call does not run; after_tool: the result counts as an error; end_of_turn: the model goes on, at most
         MAX_AGAIN times a turn. Standard error is the reason, which the model reads.
     any other: the user is told, and nothing else happens.
+
+Where kcode asks the user before a call (the mode `ask`), it asks first: a hook sees only what the user let pass.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import os
 import re
 import signal
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -27,7 +29,7 @@ from typing import Literal, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kcode.errors import ConfigError
-from kcode.events import PlainDisplay
+from kcode.events import Notice, PlainDisplay
 from kcode.paths import Paths
 from kcode.steps import Driver, Ending, Steps
 from kcode.tools.tool import Access, Emit, Outcome
@@ -179,23 +181,32 @@ def hooked(tools: Sequence[AnyTool], hooks: Hooks) -> tuple[AnyTool, ...]:
     return tuple(cast("AnyTool", HookedTool(tool, hooks)) for tool in tools)
 
 
-def at_end(driver: Driver, hooks: Hooks) -> Driver:
-    """The driver, sent on with the reason as often as a hook refuses the end, up to MAX_AGAIN times."""
+def at_end(driver: Driver, hooks: Hooks, again: int = MAX_AGAIN) -> Driver:
+    """The driver, sent on with the reason as often as a hook refuses the end, `again` times at most; after that the user is told."""
 
     async def drive(steps: Steps, said: str) -> Ending:
         ending = await driver(steps, said)
-        for _ in range(MAX_AGAIN):
-            if ending.status != "finished":
-                return ending
+        rounds = 0
+        while ending.status == "finished":
             last = next((message.text for message in reversed(steps.messages) if message.role == "assistant"), "")
             answer = await hooks.answer("end_of_turn", {"result": ending.result or last})
             if not answer.refused:
-                return ending
+                break
+            if rounds == again:
+                hooks.tell(f"a hook refused the end of the turn, which ended all the same: {answer.text}")
+                break
+            rounds += 1
             ending = await driver(steps, answer.text)
-        hooks.tell(f"a hook refused the end of the turn {MAX_AGAIN} times; it ended all the same")
         return ending
 
     return drive
+
+
+def unmatched(hooks: Hooks, names: Collection[str]) -> tuple[Notice, ...]:
+    """A notice for each pattern that is the name of no tool, which is most likely a slip."""
+    of_calls = [hook for table in hooks.tables for hook in (*table.before_tool, *table.after_tool)]
+    missed = [hook for hook in of_calls if not any(re.fullmatch(hook.tools, name) for name in names)]
+    return tuple(Notice("warning", f"the hook {hook.command!r} never runs: no tool is called {hook.tools!r}") for hook in missed)
 
 
 async def _on_host(hook: Hook, request: bytes, workspace: Path) -> tuple[int | None, bytes, bytes]:

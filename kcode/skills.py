@@ -18,6 +18,8 @@ from kcode.events import Notice
 from kcode.paths import Paths
 
 PROJECT_FOLDERS = (".kcode/skills", ".agents/skills", ".claude/skills")
+COMMAND_SUMMARY = "skill: "
+"""What the summary of a skill's slash command begins with."""
 MAX_DESCRIPTION = 400
 MAX_LISTED_BYTES = 6 << 10
 HEAD = "Skills: when a task is what one of these is about, read its file first and do as it says."
@@ -34,7 +36,7 @@ class Skill:
     @property
     def command(self) -> CustomCommand:
         text = f"Use the skill {self.name}: read {self.file} and do as it says.\n\n$ARGUMENTS"
-        return CustomCommand(self.name, f"skill: {self.description}"[:200], text, self.file)
+        return CustomCommand(self.name, f"{COMMAND_SUMMARY}{self.description}"[:200], text, self.file)
 
 
 def find_skills(paths: Paths, workspace: Path) -> tuple[tuple[Skill, ...], tuple[Notice, ...]]:

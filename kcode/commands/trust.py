@@ -16,7 +16,7 @@ from kcode.trust import distrust, trust, trusted_folders
 @click.option("--remove", is_flag=True, help="Trust it no more.")
 @click.option("--list", "listed", is_flag=True, help="List the trusted folders instead.")
 def command(folder: str, remove: bool, listed: bool) -> None:
-    """Let the configuration in PATH (by default this folder) count: .kcode/config.toml, hooks, tool servers and skills' scripts.
+    """Let the configuration in PATH (by default this folder) count: .kcode/config.toml with its hooks, and tool servers.
 
     They may come with a repository from anybody and run as you. What .kcode/config.toml says may only narrow the sandbox. Trust
     is for exactly that folder and is kept in your own configuration.

@@ -20,6 +20,7 @@ from kcode.tui.port import ModelStore, Sessions
 from kcode.tui.screens.models import ModelsScreen
 from kcode.tui.screens.pager import PagerScreen
 from kcode.tui.screens.picker import Choice, PickerScreen
+from kcode.tui.skill_list import list_skills
 from kcode.tui.violations import draw_violations
 from kcode.tui.widgets.transcript import Transcript
 from kcode_sandbox.violation import Violation
@@ -68,6 +69,7 @@ class Actions:
             "export": partial(self._export, text),
             "trust": self._trust,
             "agents": self._agents,
+            "skills": partial(list_skills, self._transcript, self._conversation),
             "violations": self._violations,
             "quit": self._quit,
         }

@@ -29,6 +29,7 @@ COMMANDS = (
     Command("fork", "go on in a copy of this conversation"),
     Command("export", "write the conversation to PATH: .md, .html, or .json (ATIF)"),
     Command("agents", "how the sub-agents stand, and stop one"),
+    Command("skills", "the skills that a model is told of, yours and this folder's"),
     Command("violations", "what the sandbox stopped"),
     Command("trust", "let this folder's own configuration count"),
     Command("quit", "leave"),

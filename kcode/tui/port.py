@@ -163,13 +163,16 @@ class ChatSession(Protocol):
 
 
 class WrittenCommand(Protocol):
-    """A command that somebody wrote; `name` without the slash."""
+    """A command that somebody wrote; `name` without the slash, `source` its file."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def summary(self) -> str: ...
+
+    @property
+    def source(self) -> str: ...
 
 
 class PastSession(Protocol):

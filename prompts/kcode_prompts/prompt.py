@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import PurePath
 from string import Template
 
 
@@ -26,3 +27,9 @@ def load(name: str, **values: str) -> str:
         return template.substitute(values).strip()
     except ValueError as error:
         raise PromptError(f"text {name!r}: {error}") from error
+
+
+def tool_names() -> frozenset[str]:
+    """What kcode's own tools are called, in whatever profile."""
+    texts = files("kcode_prompts").joinpath("tools").iterdir()
+    return frozenset(PurePath(text.name).stem for text in texts if text.name.endswith(".md"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kcode.custom_commands import CustomCommand, expand
+from kcode.custom_commands import RESERVED, CustomCommand, expand
 from kcode.errors import ConfigError
 from kcode.events import CallFinished, Event, Notice, TurnFinished
 from kcode.opening import Sessions
@@ -18,6 +18,7 @@ from kcode.session import Session
 from kcode.settings import Settings
 from kcode.skills import MAX_LISTED_BYTES, Skill, listed
 from kcode.trust import trust
+from kcode.tui.commands import COMMANDS
 
 Open = Callable[..., Awaitable[Session]]
 DONE = {"text": "Done."}
@@ -147,7 +148,7 @@ async def test_a_hook_refuses_a_call_and_another_adds_to_its_result(open_session
         paths,
         "[[hooks.before_tool]]\ntools = 'bash'\n"
         "command = 'grep -q forbidden && { echo not this one >&2; exit 2; }; exit 0'\n"
-        "[[hooks.after_tool]]\ntools = 'bash|write'\ncommand = 'cat > seen.json; echo linted'\n",
+        "[[hooks.after_tool]]\ntools = 'bash|create'\ncommand = 'cat > seen.json; echo linted'\n",
     )
     session = await open_session(bash("echo forbidden > a"), bash("echo fine > b"), DONE, sandbox="workspace-write")
     events = await turn(session, "go")
@@ -179,7 +180,41 @@ async def test_a_hook_that_never_agrees_is_asked_a_few_times(open_session: Open,
     session = await open_session(*[DONE] * 6)
     events = await turn(session, "go")
     assert asked(session) == ["go", "again", "again", "again"]
-    assert any("refused the end of the turn 3 times" in text for text in warnings(events))
+    assert any("refused the end of the turn, which ended all the same: again" in text for text in warnings(events))
+
+
+async def test_the_last_round_is_asked_too(open_session: Open, workspace: Path, paths: Paths) -> None:
+    command = "echo x >> asked; test $(wc -l < asked) -gt 3 || { echo again >&2; exit 2; }"
+    hooks(paths, f"[[hooks.end_of_turn]]\ncommand = '{command}'\n")
+    session = await open_session(*[DONE] * 6, sandbox="workspace-write")
+    events = await turn(session, "go")
+    assert asked(session) == ["go", "again", "again", "again"]
+    assert (workspace / "asked").read_text() == "x\n" * 4
+    assert not warnings(events)
+
+
+async def test_a_pattern_that_names_no_tool_is_told(open_session: Open, paths: Paths) -> None:
+    hooks(
+        paths,
+        "[[hooks.before_tool]]\ntools = 'bash|str_replace'\ncommand = 'true'\n"
+        "[[hooks.after_tool]]\ntools = 'write_file'\ncommand = 'false'\n",
+    )
+    session = await open_session(DONE)
+    told = [notice.text for notice in session.notices if "never runs" in notice.text]
+    assert told == ["the hook 'false' never runs: no tool is called 'write_file'"]
+
+
+async def test_a_skill_with_a_name_of_kcode_s_own_has_no_command(open_session: Open, workspace: Path) -> None:
+    put(workspace, ".kcode/skills/export/SKILL.md", "---\ndescription: how data leaves this project\n---\nRun it.")
+    session = await open_session(DONE)
+    assert "export" not in [command.name for command in session.commands]
+    assert any("/export is kcode's own" in notice.text for notice in session.notices)
+    await turn(session, "go")
+    assert "how data leaves this project" in asked(session)[0]
+
+
+def test_no_command_of_the_screen_can_be_taken() -> None:
+    assert {command.name for command in COMMANDS} <= RESERVED
 
 
 async def test_a_folder_s_hooks_count_when_it_is_trusted_and_stay_inside(
