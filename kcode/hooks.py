@@ -182,7 +182,7 @@ def hooked(tools: Sequence[AnyTool], hooks: Hooks) -> tuple[AnyTool, ...]:
 
 
 def at_end(driver: Driver, hooks: Hooks, again: int = MAX_AGAIN) -> Driver:
-    """The driver, sent on with the reason as often as a hook refuses the end, `again` times at most; after that the user is told."""
+    """The driver, sent on with the reason as often as a hook refuses the end, at most `again` times; then the user is told."""
 
     async def drive(steps: Steps, said: str) -> Ending:
         ending = await driver(steps, said)
