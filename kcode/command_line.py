@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 COMMANDS = {
     "acp": "be the agent of an editor (Agent Client Protocol)",
+    "ci": "turn a failing test command or an issue into a verified patch",
     "export": "a session as markdown, HTML page or ATIF trajectory",
     "doctor": "what this machine offers and what is missing",
     "mcp": "list, add, remove and test tool servers",
