@@ -36,8 +36,11 @@ def title_of(text: str) -> str:
 
 
 def fenced(text: str, limit: int, kind: str = "text") -> str:
-    """A block of code in Markdown that the text cannot end: in it nothing is markup, and nobody is mentioned."""
-    shown = head_and_tail(visible(text).strip("\n"), limit)
+    """A block of code in Markdown that the text cannot end: in it nothing is markup, and nobody is mentioned.
+
+    A line that begins with a slash, which GitLab may take for an order, is moved by a space.
+    """
+    shown = re.sub(r"^/", " /", head_and_tail(visible(text).strip("\n"), limit), flags=re.MULTILINE)
     longest = max((len(run) for run in re.findall(r"`+", shown)), default=0)
     fence = "`" * max(longest + 1, 3)
     return f"{fence}{kind}\n{shown}\n{fence}"

@@ -163,6 +163,7 @@ def document(plan: Plan, outcome: Outcome, checkout: Checkout, folder: Path, pro
         "title": proposal.title if proposal is not None else None,
         "pushed": False,
         "pull_request": None,
+        "problem": "",
         "attempts": [attempt.document() for attempt in outcome.attempts],
         "model": outcome.model,
         "sandbox": outcome.sandbox,

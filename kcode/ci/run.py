@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import shutil
 import signal
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from kcode.ci.clean import log_line
+from kcode.ci.forge import ForgeFailed, Target, Wish, check_wish, open_request, push, take_token
 from kcode.ci.git import Git
 from kcode.ci.report import (
     Proposal,
@@ -49,6 +51,7 @@ class Order:
     author: str = "kcode <kcode@localhost>"
     as_json: bool = False
     is_github: bool = False
+    wish: Wish = field(default_factory=Wish)
 
 
 def check(order: Order, settings: Settings) -> tuple[str, str]:
@@ -57,6 +60,8 @@ def check(order: Order, settings: Settings) -> tuple[str, str]:
         raise StartError(
             f"kcode ci works in the sandbox alone; {settings.sandbox} is set (--sandbox, KCODE_SANDBOX, config.toml)"
         )
+    if settings.network == "on":
+        raise StartError("--network on would let text from outside send anything anywhere; name the hosts that the tests need")
     if order.branch and not BRANCH.fullmatch(order.branch):
         raise StartError(f"--branch {order.branch!r}: letters, digits and ._/- in between, at most 100, please")
     author = AUTHOR.fullmatch(order.author)
@@ -68,23 +73,29 @@ def check(order: Order, settings: Settings) -> tuple[str, str]:
 async def run(order: Order, settings: Settings, paths: Paths) -> int:
     """The exit code: 0 a verified fix, 5 none, and those of a headless run."""
     author = check(order, settings)
+    tokens = take_token(order.wish, os.environ)
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     scratch = Path(tempfile.mkdtemp(prefix="kcode-ci-"))
     try:
-        return await _run(order, settings, paths, scratch, author)
+        return await _run(order, settings, paths, scratch, author, tokens)
     except asyncio.CancelledError as error:
         raise Aborted("stopped by a signal") from error
     finally:
         await asyncio.to_thread(shutil.rmtree, scratch, True)
 
 
-async def _run(order: Order, settings: Settings, paths: Paths, scratch: Path, author: tuple[str, str]) -> int:
+async def _run(
+    order: Order, settings: Settings, paths: Paths, scratch: Path, author: tuple[str, str], tokens: dict[str, str]
+) -> int:
     git = Git(scratch / "gitconfig")
     checkout = open_checkout(git, order.folder, order.kept)
     plan = replace(order.plan, command=replace(order.plan.command, below=checkout.below))
+    target = None
+    if order.wish.push or order.wish.open_pr:
+        target = check_wish(order.wish, checkout, order.branch, git, tokens, os.environ)
     folder = _output_folder(order, paths)
     _tell_of(checkout, plan)
     # What a user has added to kcode (servers, hooks, skills, grants) is not for text from outside to use.
@@ -96,9 +107,25 @@ async def _run(order: Order, settings: Settings, paths: Paths, scratch: Path, au
     if outcome.verified is not None:
         proposal = await asyncio.to_thread(_propose, order, plan, outcome, outcome.verified, checkout, workshop, folder, author)
     found = document(plan, outcome, checkout, folder, proposal)
+    if proposal is not None and target is not None:
+        await _publish(order.wish, target, proposal, workshop.seed, git, found)
     _write(folder / "summary.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
     _report(order, outcome, proposal, folder, found)
-    return outcome.exit_code
+    return 2 if found["problem"] else outcome.exit_code
+
+
+async def _publish(wish: Wish, target: Target, proposal: Proposal, seed: Path, git: Git, found: dict[str, object]) -> None:
+    """What came of it is written into the summary; a fix that could not be published is there all the same."""
+    try:
+        await asyncio.to_thread(push, target, proposal, seed, git)
+        found["pushed"] = True
+        say(f"pushed {proposal.branch}")
+        if wish.open_pr:
+            found["pull_request"] = await open_request(target, proposal)
+            say(f"opened {found['pull_request']}")
+    except ForgeFailed as error:
+        found |= {"problem": str(error), "exit_code": error.exit_code}
+        say(f"error: {error}")
 
 
 def _output_folder(order: Order, paths: Paths) -> Path:

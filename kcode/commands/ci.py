@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import os
+from functools import partial
 from pathlib import Path
 
 import click
 
 from kcode.ci.checks import Command
+from kcode.ci.forge import Wish
 from kcode.ci.run import Order, run
 from kcode.ci.task import read_task
 from kcode.ci.work import MAX_ATTEMPTS, Plan
 from kcode.errors import StartError
 from kcode.paths import check_workspace, find_paths
-from kcode.settings import load_settings
+from kcode.settings import Value, load_settings
+
+SETTINGS = "kcode.ci.settings"
+WISHES = "kcode.ci.wishes"
+
+
+def _keep(group: str, context: click.Context, option: click.Parameter, given: str | bool | None) -> None:
+    if option.name and given is not None:
+        context.meta.setdefault(group, {})[option.name] = given
+
+
+setting = partial(click.option, callback=partial(_keep, SETTINGS), expose_value=False)
+"""An option that is one of the settings, of the same name."""
+publishing = partial(click.option, callback=partial(_keep, WISHES), expose_value=False)
+"""An option that is a field of Wish, of the same name."""
 
 
 @click.command("ci")
@@ -38,15 +54,24 @@ from kcode.settings import load_settings
 @click.option("--author", default="kcode <kcode@localhost>", metavar="WHO", help="Of the commit: NAME <ADDRESS>.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line of standard output.")
 @click.option("--annotations", type=click.Choice(["auto", "github", "off"]), default="auto", help="Print workflow commands.")
+@publishing("--push", is_flag=True, help="Push the branch of a verified fix.")
+@publishing("--open-pr", is_flag=True, help="Push, and open a pull request (GitLab: merge request).")
+@publishing("--draft", is_flag=True, help="Open it as a draft.")
+@publishing("--remote", default="origin", show_default=True, metavar="NAME", help="The remote of the checkout to push to.")
+@publishing("--base", default="", metavar="BRANCH", help="What to merge into; by default the branch that is checked out.")
+@publishing("--forge", type=click.Choice(["", "github", "gitlab"]), default="", metavar="NAME", help="github or gitlab.")
+@publishing("--repo", default="", metavar="OWNER/NAME", help="On the forge; by default what the job or the remote says.")
+@publishing("--api-url", default="", metavar="URL", help="Of the forge; by default what the job or the remote says.")
+@publishing("--token-env", default="", metavar="VARIABLE", help="Holds the token; by default GITHUB_TOKEN or GITLAB_TOKEN.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="The checkout, or the folder in it to test in.")
-@click.option("-m", "--model", metavar="NAME", help="As for kcode itself.")
-@click.option("--base-url", metavar="URL", help="As for kcode itself.")
-@click.option("--profile", metavar="NAME", help="As for kcode itself.")
-@click.option("--network", metavar="off|HOSTS", default="off", show_default=True, help="What agent and tests may reach.")
-@click.option("--max-turns", metavar="N", help="Model calls per attempt.")
-@click.option("--max-tokens", metavar="N", help="Tokens per attempt.")
-@click.option("--time-limit", metavar="SECONDS", help="Per attempt, for the agent.")
-@click.option("--seed", metavar="N", help="Of the first attempt.")
+@setting("-m", "--model", metavar="NAME", help="As for kcode itself.")
+@setting("--base-url", metavar="URL", help="As for kcode itself.")
+@setting("--profile", metavar="NAME", help="As for kcode itself.")
+@setting("--network", metavar="off|HOSTS", default="off", show_default=True, help="What agent and tests may reach.")
+@setting("--max-turns", metavar="N", help="Model calls per attempt.")
+@setting("--max-tokens", metavar="N", help="Tokens per attempt.")
+@setting("--time-limit", "time_limit_s", metavar="SECONDS", help="Per attempt, for the agent.")
+@setting("--seed", metavar="N", help="Of the first attempt.")
 def command(
     test: str,
     issue: str,
@@ -63,14 +88,6 @@ def command(
     as_json: bool,
     annotations: str,
     folder: str,
-    model: str | None,
-    base_url: str | None,
-    profile: str | None,
-    network: str,
-    max_turns: str | None,
-    max_tokens: str | None,
-    time_limit: str | None,
-    seed: str | None,
 ) -> int:
     """Make CMD succeed, or fix an issue, on a copy of the last commit; the checkout stays as it is.
 
@@ -81,20 +98,12 @@ def command(
     if not test.strip():
         raise StartError("--test is empty; give the command that has to succeed")
     paths = find_paths()
-    flags = {
-        "model": model,
-        "base_url": base_url,
-        "profile": profile,
-        "network": network,
-        "max_turns": max_turns,
-        "max_tokens": max_tokens,
-        "time_limit_s": time_limit,
-        "seed": seed,
-        "approval_mode": "auto",
-    }
+    given = click.get_current_context().meta
+    flags: dict[str, Value] = {**given.get(SETTINGS, {}), "approval_mode": "auto"}
     settings = load_settings(paths.config_file, os.environ, flags)
     plan = Plan(read_task(issue, log, event), Command(test, setup, ".", test_timeout), attempts, allow)
     is_github = annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true")
     out = Path(output_dir) if output_dir is not None else None
-    order = Order(plan, check_workspace(Path(folder)), out, keep, branch, author, as_json, is_github)
+    wish = Wish(**given.get(WISHES, {}))
+    order = Order(plan, check_workspace(Path(folder)), out, keep, branch, author, as_json, is_github, wish)
     return asyncio.run(run(order, settings, paths))
