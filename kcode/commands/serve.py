@@ -104,7 +104,7 @@ def command(
             arguments += [flag, str(value)]
     click.echo(f"serving {name} at {socket or f'http://{host}:{port}/v1'}; stop with Ctrl+C", err=True)
     # The engine takes this process's place, so signals and the exit code are its own.
-    os.execv(sys.executable, [sys.executable, "-m", "kcode_backend.server", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "kcode_backend.server", *arguments])
 
 
 def _kept(folder: Path, gigabytes: float) -> list[str]:

@@ -63,9 +63,9 @@ class Place:
     checkout: Path
     folder: Path
 
-    def commit(self, **files: str) -> None:
+    def commit(self, files: dict[str, str]) -> None:
         for name, text in files.items():
-            path = self.checkout / name.replace("__", "/")
+            path = self.checkout / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         self.commit_all()
@@ -104,7 +104,7 @@ def place(tmp_path: Path) -> Place:
     checkout.mkdir()
     git(checkout, "init", "-q", "-b", "main")
     found = Place(checkout, tmp_path.resolve())
-    found.commit(**{"calc.py": CALC, "test_calc.py": TESTS})
+    found.commit({"calc.py": CALC, "test_calc.py": TESTS})
     return found
 
 

@@ -61,7 +61,7 @@ def test_later_attempts_are_made_and_each_begins_from_the_commit(place: Place) -
 
 @pytest.mark.slow
 def test_an_issue_needs_a_new_test_that_fails_without_the_change(place: Place) -> None:
-    place.commit(**{"test_calc.py": "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_none(self):\n        pass\n"})
+    place.commit({"test_calc.py": "import unittest\n\n\nclass T(unittest.TestCase):\n    def test_none(self):\n        pass\n"})
     new = "\n    def test_add(self):\n        import calc\n        self.assertEqual(calc.add(1, 2), 3)\n"
     useless = "\n    def test_nothing(self):\n        self.assertTrue(True)\n"
     issue = place.folder / "issue.md"
@@ -81,7 +81,7 @@ def test_an_issue_needs_a_new_test_that_fails_without_the_change(place: Place) -
 
 @pytest.mark.slow
 def test_dependencies_that_git_ignores_are_there_and_read_only(place: Place) -> None:
-    place.commit(**{".gitignore": "node_modules/\nsecret/\n"})
+    place.commit({".gitignore": "node_modules/\nsecret/\n"})
     for name in ("node_modules", "secret"):
         (place.checkout / name).mkdir()
         (place.checkout / name / "dependency").write_text("here")
