@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 from xml.etree import ElementTree
 
+from kcode.ci.clean import harmless
 from kcode.errors import StartError
 from kcode.tools.testing.pytest_results import failing_test, node_id
 from kcode.tools.testing.report import FailingTest, Results
@@ -151,7 +152,7 @@ def cannot_run(run: TestRun) -> str:
     """Why the command says nothing about the code; "" when it may."""
     if run.exit_code in CANNOT_RUN:
         last = (run.output.strip().splitlines() or [""])[-1]
-        return f"it cannot be run inside the sandbox (exit code {run.exit_code}): {last[:300]}"
+        return f"it cannot be run inside the sandbox (exit code {run.exit_code}): {harmless(last, 300)}"
     return ""
 
 

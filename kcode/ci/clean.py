@@ -11,7 +11,7 @@ TITLE_CHARS = 72
 # What a runner would take for an order of the job's own: GitHub's two forms, and Azure's.
 ORDERS = re.compile(r"##(?=\[|vso\[)")
 REFERENCE = re.compile(r"#(?=\d)|\bGH-(?=\d)", re.IGNORECASE)
-MARKUP = str.maketrans({"[": "(", "]": ")", "<": "'", ">": "'", "`": "'", "|": "/", "\\": "/"})
+MARKUP = str.maketrans({"[": "(", "]": ")", "<": "'", ">": "'", "`": "'", "|": "/", "\\": "/", "*": "'"})
 
 
 def visible(text: str) -> str:
@@ -24,9 +24,14 @@ def one_line(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def harmless(text: str, limit: int = 2000) -> str:
+    """One line in which no CI runner finds an order, as long as it does not begin the line."""
+    return ORDERS.sub("# #", one_line(text, limit))
+
+
 def log_line(text: str) -> str:
-    """One line for standard error that no CI runner obeys: it never begins with an order, nor has one within."""
-    return f"kcode: {ORDERS.sub('# #', one_line(text, 2000))}"
+    """One line for standard error that no CI runner obeys."""
+    return f"kcode: {harmless(text)}"
 
 
 def title_of(text: str) -> str:

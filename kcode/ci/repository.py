@@ -15,6 +15,8 @@ from pathlib import Path
 from kcode.ci.git import Git, GitFailed
 from kcode.errors import StartError
 
+# Contents go in and out as they are, whatever .gitattributes in the tree say: a patch is of the files as the agent has them.
+ATTRIBUTES = "* -text !eol -filter -ident !working-tree-encoding\n"
 DEPTH = 50
 """Commits of the past that the agent can look at."""
 DEPENDENCIES = (".venv", "venv", "node_modules")
@@ -102,6 +104,8 @@ class Workshop:
         """Fetch the base. Raises GitFailed."""
         self.seed.mkdir()
         self._git("init", "--quiet", "--template=", "--initial-branch=kcode-base", cwd=self.seed)
+        (self.seed / ".git" / "info").mkdir()
+        (self.seed / ".git" / "info" / "attributes").write_text(ATTRIBUTES)
         source = self._checkout.root.as_uri()
         self._git("fetch", "--quiet", "--no-tags", f"--depth={DEPTH}", source, "HEAD", cwd=self.seed)
         found = self._git("rev-parse", "FETCH_HEAD", cwd=self.seed).decode().strip()

@@ -48,10 +48,17 @@ TEST_SETTINGS = (
     *("cargo.toml", ".cargo", "go.mod", "gemfile", "rakefile", ".rspec", "phpunit.xml*", "cmakelists.txt"),
 )
 RUNNERS = frozenset({"pytest", "_pytest", "unittest", "pluggy", "nose", "tox", "coverage", "hypothesis", "node_modules"})
+# What lets code find out that it is tested, change what tests it, or end the program before a test can fail.
 KNOWS_TESTS = re.compile(
-    r"PYTEST_|_pytest\b|\bos\._exit\b|^\s*(?:import|from)\s+(?:pytest|unittest|_pytest)\b|sys\.modules\s*[\[.].{0,20}(?:pytest|unittest)"
-    r"|NODE_TEST_CONTEXT|JEST_WORKER_ID|VITEST|\bprocess\.(?:exit|reallyExit)\b|cfg!?\(test\)|testing\.Testing\(\)"
+    r"PYTEST_|_pytest\b|\bsys\.(?:modules|_getframe|settrace|setprofile|argv)\b|\batexit\b|\bctypes\b|__builtins__|\bbuiltins\b"
+    r"|\bos\._exit\b|\bos\.(?:abort|kill|killpg|exec\w+|posix_spawn\w*|dup2)\b|\binspect\.(?:stack|currentframe|getouterframes)\b"
+    r"|^\s*(?:import|from)\s+(?:pytest|unittest|_pytest|nose|ctypes|atexit|builtins)\b|\bgc\.get_|\b_exit\b|/proc/"
+    r"|NODE_TEST_CONTEXT|JEST_WORKER_ID|VITEST|\bprocess\.(?:exit\w*|reallyExit|kill|abort|argv)\b|node:test|child_process"
+    r"|cfg!?\(test\)|\btesting\.Testing\(\)|\bos\.Exit\(|\bprocess::(?:exit|abort)\b"
 )
+# What is run as it stands where a module is imported; within a function it is a matter of the program's.
+ENDS = frozenset({"exit", "quit", "SystemExit", "_exit"})
+SCRIPTS = (".sh", ".bash", ".zsh", ".bat", ".cmd", ".ps1", ".mk")
 MAX_FILES = 200
 MAX_BYTES = 4 << 20
 
@@ -101,8 +108,8 @@ def _fault(change: FileChange, command: str, *, is_test: bool) -> str:
         return "it steers programs or the project's CI; --allow PATTERN lets it change"
     if any(fnmatchcase(part, pattern) for part in parts for pattern in TEST_SETTINGS):
         return "it steers how the tests run; --allow PATTERN lets it change"
-    if change.path in command or (change.old is not None and _is_named(change.path, command)):
-        return "" if is_test and change.old is None else "the test command names it; --allow PATTERN lets it change"
+    if not is_test and _is_named(change.path, command):
+        return "the test command names it; --allow PATTERN lets it change"
     if change.old is None and _shadows(parts):
         return "it would stand before a module of the test program or of Python itself"
     if is_test:
@@ -111,9 +118,9 @@ def _fault(change: FileChange, command: str, *, is_test: bool) -> str:
 
 
 def _is_named(path: str, command: str) -> bool:
-    """Whether a word of the command is the file: by its whole name below some folder."""
-    words = re.split(r"[\s;&|()'\"=]+", command)
-    return any(word and "/" in word and path.endswith(word.removeprefix("./")) for word in words)
+    """Whether a word of the command is the file, as seen from the top or from some folder above it."""
+    words = [word.removeprefix("./") for word in re.split(r"[\s;&|()'\"=]+", command)]
+    return any(path == word or ("." in word and path.endswith(f"/{word}")) for word in words)
 
 
 def _shadows(parts: Sequence[str]) -> bool:
@@ -176,5 +183,41 @@ def _knows_tests(change: FileChange) -> str:
     known = set((change.old or b"").splitlines())
     for number, line in enumerate((change.new or b"").splitlines(), 1):
         if line not in known and KNOWS_TESTS.search(line.decode("utf-8", errors="replace")):
-            return f"line {number} asks about the tests or ends the program; --allow PATTERN lets it"
+            return f"line {number} reaches for the tests or the program around it; --allow PATTERN lets it"
+    if change.path.endswith(".py") and _endings(change.new) > _endings(change.old):
+        return "it ends the program where it is imported; --allow PATTERN lets it"
     return ""
+
+
+def _endings(source: bytes | None) -> int:
+    """How often a module's own level, and that of its classes, names what ends a program."""
+    try:
+        pending: list[ast.AST] = [ast.parse(source or b"")]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 0
+    count = 0
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_main(node):
+            continue
+        count += (isinstance(node, ast.Name) and node.id in ENDS) or (isinstance(node, ast.Attribute) and node.attr in ENDS)
+        pending += ast.iter_child_nodes(node)
+    return count
+
+
+def _is_main(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "__main__" in ast.dump(node.test)
+
+
+def fault_by_exit_code(changes: Sequence[FileChange], allowed: Sequence[str]) -> str:
+    """Why an exit code alone shows nothing: scripts changed, which may be what runs the tests."""
+    scripts = [change.path for change in changes if not _matches(change.path, allowed) and _is_script(change)]
+    return (
+        f"only the exit code tells of the tests, and {scripts[0]} may be what runs them; --allow PATTERN lets it"
+        if scripts
+        else ""
+    )
+
+
+def _is_script(change: FileChange) -> bool:
+    return change.path.lower().endswith(SCRIPTS) or change.mode == "100755" or (change.new or b"").startswith(b"#!")

@@ -96,7 +96,7 @@ async def _run(
     target = None
     if order.wish.push or order.wish.open_pr:
         target = check_wish(order.wish, checkout, order.branch, git, tokens, os.environ)
-    folder = _output_folder(order, paths)
+    folder = _output_folder(order, paths, checkout, git)
     _tell_of(checkout, plan)
     # What a user has added to kcode (servers, hooks, skills, grants) is not for text from outside to use.
     bare = replace(paths, config=make_private(scratch / "config"))
@@ -128,8 +128,13 @@ async def _publish(wish: Wish, target: Target, proposal: Proposal, seed: Path, g
         say(f"error: {error}")
 
 
-def _output_folder(order: Order, paths: Paths) -> Path:
-    folder = order.output_dir or paths.state / "ci" / new_session_id()
+def _output_folder(order: Order, paths: Paths, checkout: Checkout, git: Git) -> Path:
+    folder = (order.output_dir or paths.state / "ci" / new_session_id()).absolute()
+    if folder.is_relative_to(checkout.root):
+        # What the repository brings there may be links that lead anywhere.
+        name = str(folder.relative_to(checkout.root))
+        if folder.resolve() != folder or git("ls-files", "--", f":(literal){name}", cwd=checkout.root):
+            raise StartError(f"--output-dir {folder}: it is a part of the repository; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("transcript-*.jsonl"):

@@ -18,7 +18,7 @@ from kcode.ci.checks import Command, Judge, TestRun, cannot_run, fault_of, judge
 from kcode.ci.clean import fenced, one_line
 from kcode.ci.git import GitFailed
 from kcode.ci.repository import Checkout, FileChange, Workshop
-from kcode.ci.rules import judge
+from kcode.ci.rules import fault_by_exit_code, judge
 from kcode.ci.task import Task
 from kcode.clone_tree import CloneTree
 from kcode.errors import SandboxFailed, SandboxUnavailable, StartError
@@ -35,6 +35,8 @@ from kcode_sandbox.errors import SandboxError, SandboxUnavailableError
 
 MAX_ATTEMPTS = 20
 OUTPUT_CHARS = 4000
+MAX_CHANGES = 1000
+MAX_CHANGED_BYTES = 16 << 20
 Status = Literal["fixed", "no_fix", "nothing_to_fix", "error", "interrupted"]
 Say = Callable[[str], None]
 
@@ -143,7 +145,7 @@ class Bot:
         for number in range(1, self.plan.attempts + 1):
             seed = first_seed + number - 1
             patch, left_out, finished = await self._work(number, seed, chosen, before)
-            found = "the work was interrupted" if finished.status == "interrupted" else await self._verify(patch, before)
+            found = await self._verify(patch, before) if patch else f"nothing was changed: {finished.reason}"
             verified, fault = (None, found) if isinstance(found, str) else (found, "")
             files = tuple(change.path for change in verified.changes) if verified is not None else left_out
             attempts.append(Attempt(number, seed, fault, files, finished))
@@ -176,14 +178,27 @@ class Bot:
                     for notice in session.notices:
                         self.say(f"{notice.level}: {notice.text}")
                 finished = await self._turn(session, prompt(self.plan, before, guided=session.profile.guided))
-                changes = await clone.changes()
-                patch = await clone.patch(changes)
+                patch, paths = await self._left_by(clone)
             finally:
                 await session.close()
-        left_out = [change for change in changes if change.left_out]
-        for change in left_out:
-            self.say(f"{change.path} is left out: {change.left_out}")
-        return patch, tuple(change.path for change in changes), finished
+        return patch, paths, finished
+
+    async def _left_by(self, clone: Clone) -> tuple[bytes, tuple[str, ...]]:
+        """The patch of what was left in the copy, and the paths of it; none when it is more than anybody would review."""
+        try:
+            changes = await clone.changes()
+            for change in changes:
+                if change.left_out:
+                    self.say(f"{change.path} is left out: {change.left_out}")
+            size = sum(change.new.size for change in changes if change.new is not None and not change.left_out)
+            if len(changes) > MAX_CHANGES or size > MAX_CHANGED_BYTES:
+                self.say(f"warning: {len(changes)} changed files with {size} bytes are no repair; they are left out")
+                return b"", ()
+            return await clone.patch(changes), tuple(change.path for change in changes)
+        except OSError as error:
+            # What was left may be such that this user cannot read it.
+            self.say(f"warning: what the agent left cannot be read: {error}")
+            return b"", ()
 
     async def _turn(self, session: Session, text: str) -> TurnFinished:
         finished: TurnFinished | None = None
@@ -206,8 +221,6 @@ class Bot:
 
     async def _verify(self, patch: bytes, before: TestRun) -> Verified | str:
         """What the patch comes to by the rules and by the tests, or why it does not count."""
-        if not patch:
-            return "nothing was changed"
         try:
             tree = await asyncio.to_thread(self.workshop.tree_of, patch)
         except GitFailed as error:
@@ -228,7 +241,12 @@ class Bot:
             return await self._verify_with_tests(tree, changes, verdict.tests, before)
         if before.passes:
             return "the test command passes without the change, and no new test shows what was wrong"
-        return Verified(tree, changes, before, after, judged_by(before, after))
+        return self._verified(tree, changes, before, after)
+
+    def _verified(self, tree: str, changes: tuple[FileChange, ...], before: TestRun, after: TestRun) -> Verified | str:
+        how = judged_by(before, after)
+        fault = fault_by_exit_code(changes, self.plan.allowed) if how == "exit code" else ""
+        return fault or Verified(tree, changes, before, after, how)
 
     async def _verify_with_tests(
         self, tree: str, changes: tuple[FileChange, ...], tests: tuple[FileChange, ...], before: TestRun
@@ -240,7 +258,7 @@ class Bot:
             if before.passes:
                 return "the new tests pass without the change, too"
         fault = fault_of(before, after)
-        return f"with its new tests: {fault}" if fault else Verified(tree, changes, before, after, judged_by(before, after))
+        return f"with its new tests: {fault}" if fault else self._verified(tree, changes, before, after)
 
     async def _tested(self, tree: str) -> TestRun:
         """The test command in a fresh copy of the tree."""

@@ -117,7 +117,9 @@ def inside(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     for name in [name for name in os.environ if name.startswith(("KCODE_", "GITHUB_"))]:
         monkeypatch.delenv(name)
 
-    def run(place: Place, *arguments: str) -> tuple[int, str, str]:
+    def run(place: Place, *arguments: str, environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+        for name, value in (environment or {}).items():
+            monkeypatch.setenv(name, value)
         monkeypatch.setenv("KCODE_HOME", str(place.folder / "home"))
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
         monkeypatch.chdir(place.checkout)
