@@ -89,13 +89,18 @@ class Command:
     timeout_s: float
 
 
-async def run_command(sandbox: Sandbox, command: Command) -> TestRun:
-    """Run the set-up and the tests. Raises StartError when the set-up fails or there is nothing to run."""
-    if command.setup:
-        done = await _run(sandbox, command.setup, command)
-        if done.exit_code != 0:
-            last = (_text(done).strip().splitlines() or ["no output"])[-1]
-            raise StartError(f"--setup {command.setup!r} ended with {done.exit_code}: {plain(last)[:300]}")
+async def set_up(sandbox: Sandbox, command: Command) -> None:
+    """Run the set-up, if there is one. Raises StartError when it fails."""
+    if not command.setup:
+        return
+    done = await _run(sandbox, command.setup, command)
+    if done.exit_code != 0:
+        last = (_text(done).strip().splitlines() or ["no output"])[-1]
+        raise StartError(f"--setup {command.setup!r} ended with {done.exit_code}: {harmless(last, 300)}")
+
+
+async def run_tests(sandbox: Sandbox, command: Command) -> TestRun:
+    """Run the test command where everything is set up."""
     await sandbox.write(f"{FOLDER}/.keep", b"")
     done = await _run(sandbox, command.test, command)
     output = _text(done)

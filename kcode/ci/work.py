@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import kcode
-from kcode.ci.checks import Command, Judge, TestRun, cannot_run, fault_of, judged_by, run_command
+from kcode.ci.checks import Command, Judge, TestRun, cannot_run, fault_of, judged_by, run_tests, set_up
 from kcode.ci.clean import fenced, one_line
 from kcode.ci.git import GitFailed
 from kcode.ci.repository import Checkout, FileChange, Workshop
@@ -29,7 +29,7 @@ from kcode.opening import Apart, ChosenModel, Sessions, choose_model
 from kcode.session import Session
 from kcode.transcript import create
 from kcode_prompts.prompt import load
-from kcode_sandbox.clone import Clone
+from kcode_sandbox.clone import Change, Clone
 from kcode_sandbox.clone_copy import open_copy
 from kcode_sandbox.errors import SandboxError, SandboxUnavailableError
 
@@ -120,11 +120,13 @@ class Bot:
     """Gets the transcripts."""
     say: Say
     _sandbox: str = field(default="", init=False)
+    _debris: dict[str, Change] = field(default_factory=dict[str, Change], init=False)
+    """What set-up and tests by themselves make of the base's files."""
 
     async def run(self) -> Outcome:
         """Raises StartError when the tests cannot be run here or no model can be had."""
         await asyncio.to_thread(self.workshop.prepare)
-        before = await self._tested("HEAD")
+        before = await self._tested("HEAD", is_first=True)
         fault = cannot_run(before)
         if fault:
             raise StartError(f"--test {self.plan.command.test!r}: {fault}")
@@ -172,6 +174,7 @@ class Bot:
             apart = Apart(model, clone.sandbox, CloneTree(clone.sandbox, ""), transcript, seed)
             session = await self.sessions.open_apart(apart)
             try:
+                await set_up(clone.sandbox, self.plan.command)
                 self._sandbox = session.sandbox_description
                 if number == 1:
                     self.say(f"{session.model_name} · {session.sandbox_description} · transcripts in {self.folder}")
@@ -186,7 +189,7 @@ class Bot:
     async def _left_by(self, clone: Clone) -> tuple[bytes, tuple[str, ...]]:
         """The patch of what was left in the copy, and the paths of it; none when it is more than anybody would review."""
         try:
-            changes = await clone.changes()
+            changes = [change for change in await clone.changes() if not self._is_debris(change)]
             for change in changes:
                 if change.left_out:
                     self.say(f"{change.path} is left out: {change.left_out}")
@@ -199,6 +202,13 @@ class Bot:
             # What was left may be such that this user cannot read it.
             self.say(f"warning: what the agent left cannot be read: {error}")
             return b"", ()
+
+    def _is_debris(self, change: Change) -> bool:
+        """Whether it is there without the agent as well: a file that tests write, or one just as the set-up leaves it."""
+        known = self._debris.get(change.path)
+        if known is None or known.new is None or change.new is None:
+            return False
+        return known.kind == change.kind == "added" or change.new.holds_the_same_as(known.new)
 
     async def _turn(self, session: Session, text: str) -> TurnFinished:
         finished: TurnFinished | None = None
@@ -260,12 +270,16 @@ class Bot:
         fault = fault_of(before, after)
         return f"with its new tests: {fault}" if fault else self._verified(tree, changes, before, after)
 
-    async def _tested(self, tree: str) -> TestRun:
+    async def _tested(self, tree: str, *, is_first: bool = False) -> TestRun:
         """The test command in a fresh copy of the tree."""
         folder = await asyncio.to_thread(self.workshop.lay_out, tree)
         try:
             async with self._open(folder) as clone:
-                return await run_command(clone.sandbox, self.plan.command)
+                await set_up(clone.sandbox, self.plan.command)
+                run = await run_tests(clone.sandbox, self.plan.command)
+                if is_first:
+                    self._debris = {change.path: change for change in await clone.changes()}
+                return run
         finally:
             await asyncio.to_thread(self.workshop.drop, folder)
 

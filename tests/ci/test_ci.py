@@ -37,6 +37,7 @@ def test_a_fix_is_verified_and_the_checkout_stays_as_it_is(place: Place) -> None
     assert git(place.checkout, "log", "-1", "--format=%s") == summary["title"]
 
 
+@pytest.mark.slow
 def test_what_repairs_nothing_is_no_fix(place: Place) -> None:
     ended = place.run(bash("echo '# better' >> calc.py"))
     assert (ended.code, ended.summary["status"], ended.summary["commit"]) == (5, "no_fix", None)
