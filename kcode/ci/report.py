@@ -13,6 +13,7 @@ from kcode.ci.checks import TestRun
 from kcode.ci.clean import ORDERS, code_span, fenced, one_line, title_of, visible
 from kcode.ci.repository import Checkout, FileChange
 from kcode.ci.work import Outcome, Plan, Verified
+from kcode.errors import KcodeError
 
 MAX_ANNOTATIONS = 50
 ISSUE_CHARS = 4000
@@ -45,7 +46,7 @@ class Proposal:
 
 def title(plan: Plan) -> str:
     task = plan.task
-    return title_of(f"Fix {task.title}" if task.title else f"Make {plan.command.test} pass")
+    return title_of(f"Fix {task.title}" if task.has_issue and task.title else f"Make {plan.command.test} pass")
 
 
 def commit_message(plan: Plan, verified: Verified, base: str) -> str:
@@ -171,6 +172,12 @@ def document(plan: Plan, outcome: Outcome, checkout: Checkout, folder: Path, pro
         "annotations": [asdict(item) for item in remarks(outcome)],
         "output_dir": str(folder),
     }
+
+
+def failure(error: KcodeError) -> dict[str, object]:
+    """The summary of a run that came to no outcome."""
+    status = {1: "not_started", 4: "interrupted"}.get(error.exit_code, "error")
+    return {"command": "ci", "status": status, "exit_code": error.exit_code, "reason": one_line(str(error))}
 
 
 def as_line(found: dict[str, object]) -> str:

@@ -7,6 +7,7 @@ get are copies of its trees. Its configuration is git's default, so that credent
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -164,10 +165,12 @@ class Workshop:
         return b"" if mode == "160000" else self._git("cat-file", "blob", name, cwd=self.seed)
 
     def lay_out(self, tree: str) -> Path:
-        """A new folder with the files of the tree, over the base's commit; remove it with `drop`."""
-        folder = self._folder / f"tree-{tree[:16]}"
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(self.seed, folder, symlinks=True)
+        """A new folder with the files of the tree, over the base's commit; remove it with `drop`.
+
+        It shares its files with the seed, where git replaces them and never writes into them: it is only to be copied.
+        """
+        folder = self._folder / f"tree-{secrets.token_hex(8)}"
+        shutil.copytree(self.seed, folder, symlinks=True, copy_function=os.link)
         self._git("read-tree", "--reset", "-u", tree, cwd=folder)
         return folder
 

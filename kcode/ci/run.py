@@ -23,13 +23,14 @@ from kcode.ci.report import (
     body,
     commit_message,
     document,
+    failure,
     github_command,
     remarks,
     title,
 )
 from kcode.ci.repository import Checkout, Workshop, named, open_checkout
 from kcode.ci.work import Bot, Outcome, Plan, Verified
-from kcode.errors import Aborted, StartError
+from kcode.errors import Aborted, KcodeError, StartError
 from kcode.opening import Sessions
 from kcode.paths import Paths, make_private
 from kcode.settings import Settings
@@ -71,7 +72,16 @@ def check(order: Order, settings: Settings) -> tuple[str, str]:
 
 
 async def run(order: Order, settings: Settings, paths: Paths) -> int:
-    """The exit code: 0 a verified fix, 5 none, and those of a headless run."""
+    """The exit code: 0 a verified fix, 5 none, and those of a headless run. What is raised is told in the JSON object, too."""
+    try:
+        return await _stoppable(order, settings, paths)
+    except KcodeError as error:
+        if order.as_json:
+            print(as_line(failure(error)), flush=True)
+        raise
+
+
+async def _stoppable(order: Order, settings: Settings, paths: Paths) -> int:
     author = check(order, settings)
     tokens = take_token(order.wish, os.environ)
     task = asyncio.current_task()

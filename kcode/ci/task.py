@@ -33,8 +33,8 @@ class Task:
 
     @property
     def has_issue(self) -> bool:
-        """Whether there is more to go by than tests that fail."""
-        return bool(self.title or self.text)
+        """Whether it says itself what is wrong; else the failing tests do."""
+        return self.kind == "issue" and bool(self.title or self.text)
 
 
 class _Event(BaseModel):

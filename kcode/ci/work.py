@@ -251,24 +251,34 @@ class Bot:
             return await self._verify_with_tests(tree, changes, verdict.tests, before)
         if before.passes:
             return "the test command passes without the change, and no new test shows what was wrong"
-        return self._verified(tree, changes, before, after)
+        return await self._confirmed(tree, changes, "HEAD", before, after)
 
-    def _verified(self, tree: str, changes: tuple[FileChange, ...], before: TestRun, after: TestRun) -> Verified | str:
+    async def _confirmed(
+        self, tree: str, changes: tuple[FileChange, ...], base: str, before: TestRun, after: TestRun
+    ) -> Verified | str:
+        """All of it once more, since a test that fails only sometimes would show a repair that is none."""
         how = judged_by(before, after)
         fault = fault_by_exit_code(changes, self.plan.allowed) if how == "exit code" else ""
-        return fault or Verified(tree, changes, before, after, how)
+        if fault:
+            return fault
+        again = await self._tested(base)
+        if again.passes:
+            return "the tests fail only sometimes: at the second run they passed without the change"
+        fault = fault_of(again, after) or fault_of(before, await self._tested(tree))
+        return f"at the second run: {fault}" if fault else Verified(tree, changes, before, after, how)
 
     async def _verify_with_tests(
         self, tree: str, changes: tuple[FileChange, ...], tests: tuple[FileChange, ...], before: TestRun
     ) -> Verified | str:
         """The whole change, with its own tests; where nothing failed before, these must have."""
-        after = await self._tested(tree)
+        after, base = await self._tested(tree), "HEAD"
         if before.passes:
-            before = await self._tested(await asyncio.to_thread(self.workshop.base_with, tests))
+            base = await asyncio.to_thread(self.workshop.base_with, tests)
+            before = await self._tested(base)
             if before.passes:
                 return "the new tests pass without the change, too"
         fault = fault_of(before, after)
-        return f"with its new tests: {fault}" if fault else self._verified(tree, changes, before, after)
+        return f"with its new tests: {fault}" if fault else await self._confirmed(tree, changes, base, before, after)
 
     async def _tested(self, tree: str, *, is_first: bool = False) -> TestRun:
         """The test command in a fresh copy of the tree."""
