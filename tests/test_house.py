@@ -51,6 +51,7 @@ LAYERS: dict[str, set[str]] = {
     "context": FOUNDATION | {"transcript", "tools", "turn"},
     "transcript": FOUNDATION | {"paths"},
     "repomap": FOUNDATION | {"tools"},
+    "ci": FOUNDATION | {"tools", "repomap", "models", "clone_tree", "transcript", "session", "opening", "settings", "paths"},
     "guided": FOUNDATION | {"tools", "repomap", "steps", "turn", "loop"},
 }
 

@@ -17,7 +17,7 @@ PREFIX = "CI_INPUT_"
 # In order; each is the option of the same name.
 VALUES = (
     *("test", "issue", "log", "event", "setup", "attempts", "test-timeout", "branch", "author", "remote", "base"),
-    *("model", "base-url", "profile", "network", "max-turns", "max-tokens", "time-limit", "seed"),
+    *("model", "base-url", "profile", "network", "max-turns", "max-tokens", "time-limit", "seed", "cd"),
 )
 LISTS = ("keep", "allow")
 FLAGS = ("push", "open-pr", "draft")

@@ -46,7 +46,7 @@ class Proposal:
 
 def title(plan: Plan) -> str:
     task = plan.task
-    return title_of(f"Fix {task.title}" if task.has_issue and task.title else f"Make {plan.command.test} pass")
+    return title_of(f"Fix: {task.title}" if task.has_issue and task.title else f"Make {plan.command.test} pass")
 
 
 def commit_message(plan: Plan, verified: Verified, base: str) -> str:
@@ -54,7 +54,7 @@ def commit_message(plan: Plan, verified: Verified, base: str) -> str:
     facts = (
         f"The test command failed on {base[:12]} ({verified.before.told}) and succeeds with this change ({verified.after.told})."
     )
-    return f"{title(plan)}\n\n{facts}\nVerified by kcode {kcode.__version__} in a fresh tree, by {verified.judged_by}.\n"
+    return f"{title(plan)}\n\n{facts}\nVerified by kcode {kcode.__version__} twice in fresh trees, by {verified.judged_by}.\n"
 
 
 def body(plan: Plan, outcome: Outcome, verified: Verified, checkout: Checkout) -> str:
@@ -66,7 +66,7 @@ def body(plan: Plan, outcome: Outcome, verified: Verified, checkout: Checkout) -
     parts = [
         f"{code_span(plan.command.test)} failed on {checkout.base[:12]} and succeeds with this change.{about}",
         f"| | test command |\n|---|---|\n| before | {verified.before.told} |\n| after | {verified.after.told} |",
-        f"Verified in a fresh tree without network, by {verified.judged_by}; the tests that decided are those of the base. "
+        f"Verified twice, in fresh trees without network, by {verified.judged_by}; the tests that decided are those of the base. "
         "A green test command shows no more than its tests do: review this like the work of somebody you do not know.",
         "Changed:\n\n" + "\n".join(changed),
     ]

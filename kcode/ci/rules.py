@@ -47,12 +47,15 @@ TEST_SETTINGS = (
     *("jest.config.*", "jest.setup.*", "vitest.config.*", "vitest.setup.*", "karma.conf.*", ".mocharc*", "justfile", "build.rs"),
     *("cargo.toml", ".cargo", "go.mod", "gemfile", "rakefile", ".rspec", "phpunit.xml*", "cmakelists.txt"),
 )
+# Beyond the places where a repository's map expects tests: tests.py, FooTest.java, some-tests.js.
+TEST_NAME = re.compile(r"(?:^|[._-])tests?\.\w+$|[a-z\d]Tests?\.\w+$")
 RUNNERS = frozenset({"pytest", "_pytest", "unittest", "pluggy", "nose", "tox", "coverage", "hypothesis", "node_modules"})
 # What lets code find out that it is tested, change what tests it, or end the program before a test can fail.
 KNOWS_TESTS = re.compile(
     r"PYTEST_|_pytest\b|\bsys\.(?:modules|_getframe|settrace|setprofile|argv)\b|\batexit\b|\bctypes\b|__builtins__|\bbuiltins\b"
     r"|\bos\._exit\b|\bos\.(?:abort|kill|killpg|exec\w+|posix_spawn\w*|dup2)\b|\binspect\.(?:stack|currentframe|getouterframes)\b"
     r"|^\s*(?:import|from)\s+(?:pytest|unittest|_pytest|nose|ctypes|atexit|builtins)\b|\bgc\.get_|\b_exit\b|/proc/"
+    r"|\bTestCase\b|\.assert[A-Z]|\b__import__\b|\bimport_module\b|\b(?:exec|eval)\(|\bload_tests\b"
     r"|NODE_TEST_CONTEXT|JEST_WORKER_ID|VITEST|\bprocess\.(?:exit\w*|reallyExit|kill|abort|argv)\b|node:test|child_process"
     r"|cfg!?\(test\)|\btesting\.Testing\(\)|\bos\.Exit\(|\bprocess::(?:exit|abort)\b"
 )
@@ -80,8 +83,10 @@ def judge(changes: Sequence[FileChange], command: str, allowed: Sequence[str]) -
         faults.append(f"its files have more than {MAX_BYTES} bytes")
     tests: list[FileChange] = []
     for change in changes:
-        is_test = bool(TEST_PATH.search(change.path))
-        if is_test:
+        name = change.path.rpartition("/")[2]
+        is_test = bool(TEST_PATH.search(change.path) or TEST_NAME.search(name))
+        # Test programs collect new files by the beginning of their names.
+        if is_test or (change.old is None and name.lower().startswith("test")):
             tests.append(change)
         fault = _never(change) or ("" if _matches(change.path, allowed) else _fault(change, command, is_test=is_test))
         if fault:

@@ -111,7 +111,7 @@ def test_an_issue_needs_a_new_test_that_fails_without_the_change(place: Place) -
     assert place.run(bash(FIX, write(useless)), asked).faults == ["the new tests pass without the change, too"]
     ended = place.run(bash(FIX, write(new)), asked)
     assert ended.code == 0, ended.stderr
-    assert ended.summary["title"] == "Fix add subtracts"
+    assert ended.summary["title"] == "Fix: add subtracts"
     assert "add(1, 2) gives -1." in (ended.output / "body.md").read_text()
 
 

@@ -28,8 +28,8 @@ def faults(change: FileChange, command: str = "python3 -m pytest", *allowed: str
 @pytest.mark.parametrize(
     "path",
     [
-        *("a.py", "src/pkg/core.py", "lib/run.js", "README.md", "pkg/json_tools.py", "pkg/json.py", "test.py", "src/main.rs"),
-        *("setup.py", "docs/conf.py", "pkg/contest.py"),
+        *("a.py", "src/pkg/core.py", "lib/run.js", "README.md", "pkg/json_tools.py", "pkg/json.py", "src/main.rs"),
+        *("setup.py", "docs/conf.py", "pkg/contest.py", "latest.py", "pkg/attestation.py"),
     ],
 )
 def test_ordinary_code_may_change(path: str) -> None:
@@ -87,6 +87,17 @@ def test_tests_may_be_added_and_nothing_else(new: str | None, is_refused: bool) 
         assert faults(changed("tests/test_a.py", new, OLD_TEST), "pytest", "tests/*") == ""
 
 
+@pytest.mark.parametrize("path", ["app/tests.py", "test.py", "src/CartTest.java", "cart-test.js", "a.test.ts", "spec/a_spec.rb"])
+def test_tests_are_known_by_many_names(path: str) -> None:
+    assert "a test is changed" in faults(changed(path, "x = 2\n"))
+
+
+def test_a_new_file_that_a_test_program_would_collect_does_not_decide() -> None:
+    helper = changed("testing_everything.py", "x = 1\n", old=None)
+    assert judge([helper], "python3 -m unittest", ()).tests == (helper,)
+    assert judge([changed("testimonials.py", "x = 2\n")], "python3 -m unittest", ()).tests == ()
+
+
 def test_changes_of_tests_are_told_apart_since_they_must_not_decide() -> None:
     tests = changed("tests/test_new.py", OLD_TEST, old=None)
     verdict = judge([changed("a.py", "x = 2\n"), tests], "pytest", ())
@@ -112,6 +123,7 @@ def test_changes_of_tests_are_told_apart_since_they_must_not_decide() -> None:
             "os.execv('/bin/true', [])",
         ),
         *("open('/proc/self/cmdline')", "if 'test' in sys.argv[0]: pass", "builtins.AssertionError = Warning"),
+        *("__import__('uni' + 'ttest')", "exec('x')", "case.TestCase.run = print", "load_tests = print"),
     ],
 )
 def test_code_that_reaches_for_the_tests_is_refused(line: str) -> None:
