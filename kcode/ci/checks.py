@@ -81,11 +81,10 @@ class TestRun:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """What is run, in which folder of the tree, for how long. `setup` comes before it, "" for none."""
+    """What is run in the folder to work in, and for how long. `setup` comes before it, "" for none."""
 
     test: str
     setup: str
-    below: str
     timeout_s: float
 
 
@@ -114,7 +113,6 @@ async def _run(sandbox: Sandbox, line: str, command: Command) -> ExecResult:
     return await sandbox.exec(
         ["bash", "-c", line],
         timeout_s=command.timeout_s,
-        cwd=command.below,
         environment=ENVIRONMENT,
         max_output=MAX_OUTPUT_BYTES,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os.path
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -93,12 +94,12 @@ def _lines(change: FileChange) -> str:
     return f"(+{marks.count(b'+')} -{marks.count(b'-')})"
 
 
-def remarks(outcome: Outcome) -> tuple[Annotation, ...]:
-    """Of a repair the changed lines; else the tests that fail, where they do."""
+def remarks(outcome: Outcome, below: str) -> tuple[Annotation, ...]:
+    """Of a repair the changed lines; else the tests that fail in the folder `below`, where they do."""
     if outcome.verified is not None:
         found = [item for change in outcome.verified.changes for item in _changed_lines(change)]
     else:
-        found = _failures(outcome.before)
+        found = _failures(outcome.before, below)
     return tuple(found[:MAX_ANNOTATIONS])
 
 
@@ -114,7 +115,7 @@ def _changed_lines(change: FileChange) -> list[Annotation]:
     return found
 
 
-def _failures(before: TestRun) -> list[Annotation]:
+def _failures(before: TestRun, below: str) -> list[Annotation]:
     found: list[Annotation] = []
     for test in before.failing:
         frame = test.frames[-1] if test.frames else None
@@ -122,7 +123,9 @@ def _failures(before: TestRun) -> list[Annotation]:
         line = frame.line if frame is not None else 1
         if path and not path.startswith(("/", "..")):
             message = visible(test.message)[:MESSAGE_CHARS]
-            found.append(Annotation(visible(path), line, line, "error", one_line(test.id, 200), message))
+            found.append(
+                Annotation(visible(os.path.normpath(f"{below}/{path}")), line, line, "error", one_line(test.id, 200), message)
+            )
     return found
 
 
@@ -169,7 +172,7 @@ def document(plan: Plan, outcome: Outcome, checkout: Checkout, folder: Path, pro
         "model": outcome.model,
         "sandbox": outcome.sandbox,
         "usage": {"prompt_tokens": usage.prompt_tokens, "completion_tokens": usage.completion_tokens},
-        "annotations": [asdict(item) for item in remarks(outcome)],
+        "annotations": [asdict(item) for item in remarks(outcome, checkout.below)],
         "output_dir": str(folder),
     }
 

@@ -26,7 +26,7 @@ MAX_NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Checkout:
-    """What there is: `base` is the commit, `branch` "" when none is checked out, `below` the folder to test in.
+    """What there is: `base` is the commit, `branch` "" when none is checked out, `below` the folder to work and test in.
 
     `dirty` are paths with changes that are not committed; `kept` are folders of dependencies that git ignores.
     """
@@ -37,6 +37,11 @@ class Checkout:
     below: str
     dirty: tuple[str, ...]
     kept: tuple[Path, ...]
+
+    @property
+    def workspace(self) -> Path:
+        """The folder to work and test in."""
+        return self.root / self.below
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +61,16 @@ class FileChange:
 def open_checkout(git: Git, folder: Path, kept: Sequence[str]) -> Checkout:
     """Raises StartError when `folder` is in no repository, has no commit, or one of `kept` is no folder of it."""
     try:
-        root = Path(os.fsdecode(git("rev-parse", "--show-toplevel", cwd=folder)).rstrip("\n"))
+        root = Path(os.fsdecode(git("rev-parse", "--show-toplevel", cwd=folder)).rstrip("\n")).resolve()
         base = git("rev-parse", "--verify", "HEAD^{commit}", cwd=folder).decode().strip()
         branch = git("rev-parse", "--abbrev-ref", "HEAD", cwd=folder).decode(errors="replace").strip()
         status = git("status", "--porcelain", "-z", "--no-renames", "--ignore-submodules=all", cwd=root)
     except GitFailed as error:
         raise StartError(f"--cd {folder}: kcode ci works on a commit of a git repository ({error})") from error
     dirty = tuple(os.fsdecode(line[3:]) for line in status.split(b"\0") if line)
-    found = [root / name for name in DEPENDENCIES if _is_own(root / name) and _is_ignored(git, root, name)]
+    below = os.path.relpath(folder.resolve(), root)
+    places = dict.fromkeys(os.path.normpath(place) for name in DEPENDENCIES for place in (name, f"{below}/{name}"))
+    found = [root / name for name in places if _is_own(root / name) and _is_ignored(git, root, name)]
     for name in kept:
         path = root / name
         if Path(name).is_absolute() or ".." in Path(name).parts or len(Path(name).parts) != 1 or not _is_own(path):
@@ -71,8 +78,7 @@ def open_checkout(git: Git, folder: Path, kept: Sequence[str]) -> Checkout:
         if not _is_ignored(git, root, name):
             raise StartError(f"--keep {name}: git does not ignore it, so it is there as the commit has it")
         found.append(path)
-    below = os.path.relpath(folder.resolve(), root.resolve())
-    return Checkout(root.resolve(), base, "" if branch == "HEAD" else branch, below, dirty, tuple(dict.fromkeys(found)))
+    return Checkout(root, base, "" if branch == "HEAD" else branch, below, dirty, tuple(dict.fromkeys(found)))
 
 
 def _is_own(path: Path) -> bool:
@@ -116,11 +122,14 @@ class Workshop:
         # Where the base was fetched from is nobody's business inside.
         (self.seed / ".git" / "FETCH_HEAD").unlink()
         self._git("read-tree", "--reset", "-u", "HEAD", cwd=self.seed)
+        if not (self.seed / self._checkout.below).is_dir():
+            raise StartError(f"--cd {self._checkout.workspace}: the last commit has no such folder")
 
     def tree_of(self, patch: bytes) -> str:
-        """The id of the tree that `patch` makes of the base. Raises GitFailed when it does not apply."""
+        """The id of what `patch`, of the folder to work in, makes of the base. Raises GitFailed when it does not apply."""
         index = self._index("HEAD")
-        self._git("apply", "--cached", "--whitespace=nowarn", "-", cwd=self.seed, stdin=patch, environment=index)
+        below = [f"--directory={self._checkout.below}"] if self._checkout.below != "." else []
+        self._git("apply", "--cached", "--whitespace=nowarn", *below, "-", cwd=self.seed, stdin=patch, environment=index)
         return self._write(index)
 
     def with_base(self, tree: str, changes: Iterable[FileChange]) -> str:

@@ -102,7 +102,7 @@ async def _run(
 ) -> int:
     git = Git(scratch / "gitconfig")
     checkout = open_checkout(git, order.folder, order.kept)
-    plan = replace(order.plan, command=replace(order.plan.command, below=checkout.below))
+    plan = order.plan
     target = None
     if order.wish.push or order.wish.open_pr:
         target = check_wish(order.wish, checkout, order.branch, git, tokens, os.environ)
@@ -110,7 +110,7 @@ async def _run(
     _tell_of(checkout, plan)
     # What a user has added to kcode (servers, hooks, skills, grants) is not for text from outside to use.
     bare = replace(paths, config=make_private(scratch / "config"))
-    sessions = Sessions(settings, checkout.root, bare, "auto")
+    sessions = Sessions(settings, checkout.workspace, bare, "auto")
     workshop = Workshop(git, checkout, scratch)
     outcome = await Bot(sessions, checkout, workshop, plan, folder, say).run()
     proposal = None
@@ -120,7 +120,7 @@ async def _run(
     if proposal is not None and target is not None:
         await _publish(order.wish, target, proposal, workshop.seed, git, found)
     _write(folder / "summary.json", json.dumps(found, indent=2, ensure_ascii=False) + "\n")
-    _report(order, outcome, proposal, folder, found)
+    _report(order, outcome, proposal, folder, found, checkout)
     return 2 if found["problem"] else outcome.exit_code
 
 
@@ -191,8 +191,10 @@ def _write(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _report(order: Order, outcome: Outcome, proposal: Proposal | None, folder: Path, found: dict[str, object]) -> None:
-    found_lines = remarks(outcome)
+def _report(
+    order: Order, outcome: Outcome, proposal: Proposal | None, folder: Path, found: dict[str, object], checkout: Checkout
+) -> None:
+    found_lines = remarks(outcome, checkout.below)
     _write(folder / "annotations.json", json.dumps([asdict(item) for item in found_lines], indent=2) + "\n")
     _write(folder / "before.txt", outcome.before.output)
     if order.is_github:

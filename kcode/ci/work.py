@@ -169,7 +169,7 @@ class Bot:
     ) -> tuple[bytes, tuple[str, ...], TurnFinished]:
         """Let the agent change a copy: its patch, what of its changes is not in it, and how it ended."""
         async with self._open(self.workshop.seed) as clone:
-            transcript = create(self.folder, self.checkout.root, kcode.__version__, name=f"transcript-{number}")
+            transcript = create(self.folder, self.checkout.workspace, kcode.__version__, name=f"transcript-{number}")
             model = replace(chosen, model=shared(chosen.model))
             apart = Apart(model, clone.sandbox, CloneTree(clone.sandbox, ""), transcript, seed)
             session = await self.sessions.open_apart(apart)
@@ -295,11 +295,11 @@ class Bot:
 
     @asynccontextmanager
     async def _open(self, folder: Path) -> AsyncGenerator[Clone]:
-        """A sandbox in which a copy of `folder` stands at the checkout's place."""
+        """A sandbox in which a copy of `folder` stands at the checkout's place; only the folder to work in can be written."""
         clone = None
         try:
-            store = self.sessions.paths.clones(self.checkout.root)
-            clone = await open_copy(self.sessions.policy(), folder, store, self.checkout.kept)
+            store = self.sessions.paths.clones(self.checkout.workspace)
+            clone = await open_copy(self.sessions.policy(), self.checkout.root, folder, store, self.checkout.kept)
             await clone.sandbox.start()
             yield clone
         except SandboxUnavailableError as error:

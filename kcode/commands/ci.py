@@ -63,7 +63,7 @@ publishing = partial(click.option, callback=partial(_keep, WISHES), expose_value
 @publishing("--repo", default="", metavar="OWNER/NAME", help="On the forge; by default what the job or the remote says.")
 @publishing("--api-url", default="", metavar="URL", help="Of the forge; by default what the job or the remote says.")
 @publishing("--token-env", default="", metavar="VARIABLE", help="Holds the token; by default GITHUB_TOKEN or GITLAB_TOKEN.")
-@click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="The checkout, or the folder in it to test in.")
+@click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="The checkout, or the folder in it to work and test in.")
 @setting("-m", "--model", metavar="NAME", help="As for kcode itself.")
 @setting("--base-url", metavar="URL", help="As for kcode itself.")
 @setting("--profile", metavar="NAME", help="As for kcode itself.")
@@ -101,7 +101,7 @@ def command(
     given = click.get_current_context().meta
     flags: dict[str, Value] = {**given.get(SETTINGS, {}), "approval_mode": "auto"}
     settings = load_settings(paths.config_file, os.environ, flags)
-    plan = Plan(read_task(issue, log, event), Command(test, setup, ".", test_timeout), attempts, allow)
+    plan = Plan(read_task(issue, log, event), Command(test, setup, test_timeout), attempts, allow)
     is_github = annotations == "github" or (annotations == "auto" and os.environ.get("GITHUB_ACTIONS") == "true")
     out = Path(output_dir) if output_dir is not None else None
     wish = Wish(**given.get(WISHES, {}))

@@ -41,29 +41,33 @@ class CopiedFiles:
                         yield from leaves(folder, found.path, SKIPPED)
 
 
-async def open_copy(policy: Policy, base: Path, folder: Path, kept: Sequence[Path] = ()) -> Clone:
-    """A clone of `base`, which nobody changes meanwhile, at the place of the policy's workspace.
+async def open_copy(policy: Policy, root: Path, base: Path, folder: Path, kept: Sequence[Path] = ()) -> Clone:
+    """A clone of `base`, which nobody changes meanwhile, that stands at `root`: the policy's workspace or a folder above it.
 
-    It lies in `folder`, a private one of the caller's. `kept` are folders of the workspace itself that are shown, read-only, at
-    their own places: `base` has nothing there. The policy must be workspace-write. Raises SandboxUnavailableError.
+    What is above the workspace is read-only, and the clone's changes are those of the workspace, with paths relative to it.
+    The copy lies in `folder`, a private one of the caller's. `kept` are folders below the real `root` that are shown, read-only,
+    at their own places: `base` has nothing there. The policy must be workspace-write. Raises SandboxUnavailableError.
     """
     if policy.backend not in ("auto", "bubblewrap") or policy.profile != "workspace-write":
         raise SandboxUnavailableError(f"copies at the workspace's place need bubblewrap, not {policy.backend} {policy.profile}")
     policy = replace(policy, readable=(*policy.readable, *policy.writable), writable=())
+    below = policy.workspace.relative_to(root)
     place = await asyncio.to_thread(Place, folder)
     try:
         copy = place.path / "tree"
         await asyncio.to_thread(shutil.copytree, base, copy, symlinks=True)
-        layers = [Layer(policy.workspace, source=copy, is_writable=True)]
+        layers = [Layer(policy.workspace, source=copy / below, is_writable=True)]
+        if policy.workspace != root:
+            layers.insert(0, Layer(root, source=copy))
         for path in kept:
             # bubblewrap must never have to make it: what is inside may have put a link in the way.
-            (copy / path.relative_to(policy.workspace)).mkdir()
+            (copy / path.relative_to(root)).mkdir()
             layers.append(Layer(path, source=path))
         binaries = [candidate.path for candidate in usable_binaries()]
         sandbox = WorkerSandbox(policy, BubblewrapBackend(binaries, copied=CopiedTree(tuple(layers))))
         # Nothing else changes the base, so that there is nothing to recognise a change of it by.
         record = Record({}, (), NEVER_NS, complete=False)
-        return Clone(sandbox, base, place, CopiedFiles(copy), record, "copy")
+        return Clone(sandbox, base / below, place, CopiedFiles(copy / below), record, "copy")
     except BaseException:
         place.drop()
         raise

@@ -40,9 +40,12 @@ def test_a_linked_worktree_and_a_folder_below(place: Place) -> None:
     place.commit({"pkg/calc.py": CALC, "pkg/test_calc.py": TESTS, "calc.py": CALC.replace("a - b", "a + b")})
     linked = place.folder / "linked"
     git(place.checkout, "worktree", "add", "-q", "-b", "side", str(linked))
-    ended = replace(place, checkout=linked / "pkg").run(bash(FIX.replace("calc.py", "pkg/calc.py")))
+    ended = replace(place, checkout=linked / "pkg").run(bash(FIX, "git status --short", "echo x >> ../calc.py; echo x > ../new"))
     assert (ended.code, ended.summary["files"], ended.summary["base_branch"]) == (0, ["pkg/calc.py"], "side"), ended.stderr
     assert (linked / "pkg" / "calc.py").read_text() == CALC
+    broken = replace(place, checkout=linked / "pkg").run(bash("true"), "--annotations=github")
+    assert broken.code == 5
+    assert "::error file=pkg/test_calc.py,line=" in broken.stdout
 
 
 def test_an_editable_installation_is_found_since_the_copy_has_the_checkouts_path(place: Place) -> None:
