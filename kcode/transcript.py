@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pydantic import TypeAdapter, ValidationError
-
+from kcode.checked import checked
 from kcode.errors import StartError
 from kcode.events import DiffDisplay, Display, NoteAuthor, PlainDisplay, TestsDisplay, TurnStatus
 from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult
@@ -149,7 +148,6 @@ _TAGS: dict[str, type] = {
     "tests": TestsDisplay,
 }
 _NAMES = {cls: tag for tag, cls in _TAGS.items()}
-_ADAPTERS: dict[str, TypeAdapter[object]] = {}
 
 
 def _plain(value: object) -> object:
@@ -175,9 +173,7 @@ def _typed(value: object) -> object:
     tag = str(fields.pop("type", ""))
     if tag not in _TAGS:
         raise ValueError(f"unknown record type {tag!r}")
-    if tag not in _ADAPTERS:
-        _ADAPTERS[tag] = TypeAdapter(_TAGS[tag])
-    return _ADAPTERS[tag].validate_python(fields)
+    return checked(_TAGS[tag], fields)
 
 
 def encode(record: Record) -> bytes:
@@ -186,7 +182,7 @@ def encode(record: Record) -> bytes:
 
 
 def decode(line: bytes) -> Record:
-    """Raises ValueError (pydantic's and json's errors are such) when the line is no record."""
+    """Raises ValueError (json's errors are such) when the line is no record."""
     record = _typed(json.loads(line.decode("utf-8", "surrogatepass")))
     if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Redone | Compacted | TurnEnd):
         return record
@@ -342,7 +338,7 @@ def _decode_all(path: Path, data: bytes) -> list[Record]:
     for number, line in enumerate(data.splitlines(), 1):
         try:
             record = decode(line)
-        except (ValueError, ValidationError) as error:
+        except ValueError as error:
             reason = str(error).splitlines()[0]
             raise StartError(f"session {path.stem} is damaged at line {number} ({reason}): {path}") from error
         if number == 1:

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kcode.errors import KcodeError
-from kcode.events import Event, Notice
 from kcode.tui.port import ChatSession, Sessions
 
 if TYPE_CHECKING:
+    from kcode.events import Event, NoticeLevel
     from kcode.tui.port import Ask
 
 LOG = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Conversation:
             await session.start()
             await session.count_context()
         except KcodeError as error:
-            self._on_event(Notice("error", str(error)))
+            self._notice("error", str(error))
         finally:
             self._warming = None
             self._on_change()
@@ -141,10 +141,10 @@ class Conversation:
             try:
                 await self._turn(session, text)
             except KcodeError as error:
-                self._on_event(Notice("error", str(error)))
+                self._notice("error", str(error))
             except Exception as error:
                 LOG.exception("the turn failed")
-                self._on_event(Notice("error", f"kcode itself failed: {type(error).__name__}: {error}"))
+                self._notice("error", f"kcode itself failed: {type(error).__name__}: {error}")
             finally:
                 self.is_working = False
                 self._on_change()
@@ -163,7 +163,12 @@ class Conversation:
             await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
             if self._stop.is_set():
-                self._on_event(Notice("warning", "interrupted before it began"))
+                self._notice("warning", "interrupted before it began")
                 return
         async for event in session.submit(text):
             self._on_event(event)
+
+    def _notice(self, level: NoticeLevel, text: str) -> None:
+        from kcode.events import Notice
+
+        self._on_event(Notice(level, text))

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from kcode.events import AgentState, Event, Notice
-
 if TYPE_CHECKING:
     # Their modules take long to import, and the screen opens before they are needed.
     from kcode.approval import ApprovalMode, Question, Reply
+    from kcode.events import AgentState, Event, Notice
     from kcode.transcript import Record
     from kcode.weights import Breakdown
 

@@ -105,3 +105,25 @@ def test_the_interface_imports_no_engine() -> None:
     code = "import sys, kcode.tui.app; print(sorted({'torch', 'numpy', 'kcode_backend', 'git'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_first_picture_waits_for_nothing_it_does_not_show() -> None:
+    late = {
+        "pydantic",
+        "yaml",
+        "httpx",
+        "kcode.events",
+        "kcode.transcript",
+        "kcode.session",
+        "kcode.tui.actions",
+        "kcode.tui.prose",
+    }
+    code = f"import sys, kcode.command_line, kcode.commands.screen, kcode.tui.app; print(sorted({late!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_transcript_is_read_without_pydantic() -> None:
+    code = "import sys, kcode.transcript, kcode.tui.replay; print('pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

@@ -6,7 +6,9 @@ It joins a Conversation to the widgets: events go to the Presenter, keys to the 
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,14 +18,11 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from kcode.errors import KcodeError, ModelNotFound
-from kcode.events import CallFinished, Event, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
-from kcode.tui.actions import Actions
 from kcode.tui.commands import Command, looks_like_command, parsed
 from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
 from kcode.tui.port import Launch, ModelStore, Sessions
-from kcode.tui.present import Presenter
 from kcode.tui.widgets.activity import Activity
 from kcode.tui.widgets.composer import Composer
 from kcode.tui.widgets.prompt import Prompt
@@ -34,6 +33,9 @@ from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
     from kcode.approval import ApprovalMode, Question, Reply
+    from kcode.events import Event
+    from kcode.tui.actions import Actions
+    from kcode.tui.present import Presenter
     from kcode_sandbox.violation import Violation
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
@@ -65,16 +67,17 @@ class ChatScreen(Screen[None]):
         self._todos = Todos(id="todos")
         self._status = Status(Facts(approval=launch.approval_mode), id="status")
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
-        self._presenter = Presenter(self._transcript, self._activity)
         self._conversation = Conversation(
-            sessions, self._ask, on_event=self._show, on_said=self._presenter.say, on_change=self._changed
+            sessions,
+            self._ask,
+            on_event=self._show,
+            on_said=lambda text: self._presenter.say(text),
+            on_change=self._changed,
         )
         self._composer = Composer(history, lambda: self._custom, self._conversation.files, id="composer")
         self._prompt = self._composer.prompt
         self._stopped: list[Violation] = []
-        self._actions = Actions(
-            self, self._transcript, self._conversation, sessions, store, self._reopen, self._show_session, self._stopped
-        )
+        self._store = store
         self._count = ContextCount(self._conversation, self._tell_facts)
         self._quit_armed_at = 0.0
         self._may_open = False
@@ -86,6 +89,21 @@ class ChatScreen(Screen[None]):
         yield self._activity
         yield self._composer
         yield self._status
+
+    @cached_property
+    def _actions(self) -> Actions:
+        from kcode.tui.actions import Actions
+
+        stopped, store = self._stopped, self._store
+        return Actions(
+            self, self._transcript, self._conversation, self._sessions, store, self._reopen, self._show_session, stopped
+        )
+
+    @cached_property
+    def _presenter(self) -> Presenter:
+        from kcode.tui.present import Presenter
+
+        return Presenter(self._transcript, self._activity)
 
     def on_mount(self) -> None:
         self._activity.tell(HINT)
@@ -170,11 +188,14 @@ class ChatScreen(Screen[None]):
         self._transcript.scroll_relative(y=step * max(1, self._transcript.size.height - 2), animate=False)
 
     async def _begin(self) -> None:
+        # What the first picture does not need; in a thread, so that typing goes on.
+        await asyncio.to_thread(import_module, "kcode.tui.present")
         self.run_worker(lambda: import_module("kcode.tui.prose"), thread=True)
         if self._launch.first_message:
             self._conversation.send(self._launch.first_message)
         self._may_open = self._launch.needs_model
         if self._launch.needs_model:
+            _collect_again()
             self.run_worker(self._actions.choose_model())
         else:
             self.run_worker(self._reopen(self._launch.resume_id, None))
@@ -196,6 +217,7 @@ class ChatScreen(Screen[None]):
             return
         finally:
             self._may_open = True
+            _collect_again()
             self._activity.tell(self._hint())
         if replaces:
             self._stopped.clear()
@@ -222,27 +244,13 @@ class ChatScreen(Screen[None]):
             self._count.soon()
 
     async def _ask(self, question: Question) -> Reply:
-        """The person's answer. Cancelled with the turn, it takes its question away."""
-        from kcode.approval import Reply
-        from kcode.tui.screens.approval import ApprovalScreen
+        from kcode.tui.asking import ask
 
-        answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
-        screen = ApprovalScreen(question)
-
-        def settle(reply: Reply | None) -> None:
-            if not answer.done():
-                answer.set_result(reply)
-
-        self._presenter.ask()
-        self.app.bell()
-        await self.app.push_screen(screen, settle)
-        try:
-            return await answer or Reply("deny")
-        finally:
-            if screen.is_current:
-                screen.dismiss(None)
+        return await ask(self, self._presenter, question)
 
     def _show(self, event: Event) -> None:
+        from kcode.events import CallFinished, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
+
         self._presenter.show(event)
         self._todos.show(event)
         match event:
@@ -298,3 +306,9 @@ class ChatScreen(Screen[None]):
                 violations=len(self._stopped),
             )
         )
+
+
+def _collect_again() -> None:
+    """What is there by now stays: the collector need not look through it."""
+    gc.freeze()
+    gc.enable()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 from textual.timer import Timer
 from textual.widget import Widget
 
-from kcode.events import Prefill
 from kcode.tui.figures import bar_text, clock_text
 from kcode.tui.theme import Look, look_of
+
+if TYPE_CHECKING:
+    from kcode.events import Prefill
 
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FRAME_S = 0.12

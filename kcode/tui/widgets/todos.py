@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual.widget import Widget
 
-from kcode.events import CallFinished, Event, PlainDisplay
 from kcode.tui.clean import one_line
 from kcode.tui.theme import look_of
 
 if TYPE_CHECKING:
+    from kcode.events import Event
     from kcode.transcript import Record
 
 TOOL = "todo"
@@ -32,11 +32,14 @@ class Todos(Widget):
         self._lines: tuple[str, ...] = ()
 
     def show(self, event: Event) -> None:
+        from kcode.events import CallFinished, PlainDisplay
+
         if isinstance(event, CallFinished) and event.call.name == TOOL and isinstance(event.display, PlainDisplay):
             self._tell(event.display.text)
 
     def replay(self, records: Sequence[Record]) -> None:
         """The list of a conversation that was had before."""
+        from kcode.events import PlainDisplay
         from kcode.transcript import Answered
 
         lists = [
