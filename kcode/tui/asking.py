@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from textual.screen import Screen
 
-from kcode.tui.present import Presenter
-
 if TYPE_CHECKING:
     from kcode.approval import Question, Reply
+    from kcode.tui.present import Presenter
 
 
 async def ask(screen: Screen[None], presenter: Presenter, question: Question) -> Reply:

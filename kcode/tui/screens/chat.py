@@ -18,6 +18,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from kcode.errors import KcodeError, ModelNotFound
+from kcode.tui.asking import ask
 from kcode.tui.commands import Command, looks_like_command, parsed
 from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
@@ -32,7 +33,7 @@ from kcode.tui.widgets.todos import Todos
 from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from kcode.approval import ApprovalMode, Question, Reply
+    from kcode.approval import ApprovalMode
     from kcode.events import Event
     from kcode.tui.actions import Actions
     from kcode.tui.present import Presenter
@@ -51,10 +52,10 @@ class ChatScreen(Screen[None]):
         Binding("escape", "interrupt", show=False),
         Binding("ctrl+c", "stop_or_quit", show=False, priority=True),
         Binding("shift+tab", "cycle_mode", show=False, priority=True),
-        Binding("ctrl+t", "toggle_todos", show=False, priority=True),
-        Binding("ctrl+o", "fold_all", show=False, priority=True),
-        Binding("pageup", "page(-1)", show=False, priority=True),
-        Binding("pagedown", "page(1)", show=False, priority=True),
+        Binding("ctrl+t", "view('todos')", show=False, priority=True),
+        Binding("ctrl+o", "view('folds')", show=False, priority=True),
+        Binding("pageup", "view('up')", show=False, priority=True),
+        Binding("pagedown", "view('down')", show=False, priority=True),
     ]
 
     def __init__(self, launch: Launch, sessions: Sessions, store: ModelStore | None, state_dir: Path | None) -> None:
@@ -69,7 +70,7 @@ class ChatScreen(Screen[None]):
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
         self._conversation = Conversation(
             sessions,
-            self._ask,
+            lambda question: ask(self, self._presenter, question),
             on_event=self._show,
             on_said=lambda text: self._presenter.say(text),
             on_change=self._changed,
@@ -178,14 +179,15 @@ class ChatScreen(Screen[None]):
             session.set_approval_mode(MODES[(MODES.index(session.approval_mode) + 1) % len(MODES)])
             self._tell_facts()
 
-    def action_toggle_todos(self) -> None:
-        self._todos.toggle()
-
-    def action_fold_all(self) -> None:
-        self._transcript.fold_all()
-
-    def action_page(self, step: int) -> None:
-        self._transcript.scroll_relative(y=step * max(1, self._transcript.size.height - 2), animate=False)
+    def action_view(self, what: str) -> None:
+        """ "todos" shows or hides them, "folds" unfolds or folds all, "up" and "down" page."""
+        if what == "todos":
+            self._todos.toggle()
+        elif what == "folds":
+            self._transcript.fold_all()
+        else:
+            page = max(1, self._transcript.size.height - 2)
+            self._transcript.scroll_relative(y=page if what == "down" else -page, animate=False)
 
     async def _begin(self) -> None:
         # What the first picture does not need; in a thread, so that typing goes on.
@@ -242,11 +244,6 @@ class ChatScreen(Screen[None]):
         if not self._conversation.is_warming:
             # What was taken back no longer counts; a model that is still loading counts when it is ready.
             self._count.soon()
-
-    async def _ask(self, question: Question) -> Reply:
-        from kcode.tui.asking import ask
-
-        return await ask(self, self._presenter, question)
 
     def _show(self, event: Event) -> None:
         from kcode.events import CallFinished, Notice, Prefill, SandboxViolation, StepFinished, TurnFinished
