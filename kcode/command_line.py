@@ -35,11 +35,12 @@ COMMANDS = {
     "sandbox": "explain the sandbox, or run a command in it",
     "serve": "serve a model over the OpenAI protocol",
     "swebench": "work on the tasks of SWE-bench, and grade patches",
+    "terminal-bench": "work on the tasks of Terminal-Bench and Harbor",
     "trust": "let a folder's own configuration count",
     "verify-tools": "measure how reliably a model calls tools",
 }
 # Commands of packages that are built on kcode.
-ELSEWHERE = {"swebench": "kcode_bench.swe.command"}
+ELSEWHERE = {"swebench": "kcode_bench.swe.command", "terminal-bench": "kcode_bench.terminal_bench.command"}
 # The mark keeps click from running the lines together.
 EPILOG = "\b\nCommands:\n" + "\n".join(f"  kcode {name:<12} {text}" for name, text in COMMANDS.items())
 

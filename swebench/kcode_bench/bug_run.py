@@ -131,6 +131,14 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def end_group_of(group: int) -> None:
+    """Kill what is left of a process group."""
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
 def read_report(folder: Path) -> Report | None:
     text = (folder / "kcode.json").read_text(encoding="utf-8", errors="replace")
     try:
