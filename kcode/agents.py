@@ -63,7 +63,9 @@ async def _open_agent(
     context_limit: int | None,
 ) -> Session:
     """A session in the seat. What is offered to its model is to the letter what the parent's is offered."""
-    transcript.append(Opened(utc_now(), parent.model.name, parent.profile.name, seat.sandbox.description))
+    seed = parent.sampling.seed
+    sampling = replace(parent.sampling, seed=None if seed is None else seed + seat.number)
+    transcript.append(Opened(utc_now(), parent.model.name, parent.profile.name, seat.sandbox.description, sampling))
     context = Context(transcript, context_limit)
     for message in seat.messages:
         for result in message.results:
@@ -74,7 +76,6 @@ async def _open_agent(
     tools = build_tools(seat.sandbox, parent.profile.tools, model)
     # A command that reaches the network can do more than change its copy.
     harmless = (tool for tool in tools if tool.access != "execute" or seat.sandbox.policy.network == "off")
-    seed = parent.sampling.seed
     equipment = Equipment(
         model=model,
         sandbox=seat.sandbox,
@@ -82,7 +83,7 @@ async def _open_agent(
         specs=(),
         profile=parent.profile,
         limits=replace(parent.limits, steps=min(MAX_STEPS, parent.limits.steps or MAX_STEPS)),
-        sampling=replace(parent.sampling, seed=None if seed is None else seed + seat.number),
+        sampling=sampling,
         driver=work,
         approval=parent.approval.in_copy(frozenset(tool.name for tool in harmless)),
         checkpoints=None,

@@ -6,13 +6,16 @@ Implementations: models/local.py (our engine), models/http.py (any OpenAI-style 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, runtime_checkable
 
 from kcode.messages import Message
 
 Finish = Literal["stop", "tool_calls", "length"]
 JsonSchema = Mapping[str, object]
+SEEDS = 1 << 31
+STEP_STRIDE = 7919
+"""Larger than the number of sub-agents, whose seeds follow the session's one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,11 @@ class ToolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn. None leaves the server's or the model's default in force."""
+    """How tokens are drawn. None leaves the server's or the model's default in force.
+
+    `varies` says that the seed is a session's, of which each step makes one of its own: with one seed for all, every answer would
+    begin with the same draw.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
@@ -35,6 +42,13 @@ class Sampling:
     repetition_penalty: float | None = None
     seed: int | None = None
     max_tokens: int | None = None
+    varies: bool = False
+
+    def of_step(self, messages: int) -> Sampling:
+        """For a request of so many messages; the same whenever that step is asked again."""
+        if not self.varies:
+            return self
+        return replace(self, varies=False, seed=None if self.seed is None else (self.seed + messages * STEP_STRIDE) % SEEDS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -297,7 +297,7 @@ class Sessions:
             specs=build_specs(tools, brief=profile.brief),
             profile=profile,
             limits=limits_for(profile, settings),
-            sampling=sampling_for(profile, settings),
+            sampling=sampling_for(profile, settings, draw_seed=chosen.local),
             driver=driver_of(profile, sandbox, max(settings.seed, 0)),
             approval=Approval(mode, ask, is_dirty),
             checkpoints=trees,
@@ -308,7 +308,7 @@ class Sessions:
         self, settings: Settings, equipment: Equipment, spec: str, transcript: Transcript, *, agents: bool = False
     ) -> Session:
         profile, sandbox = equipment.profile, equipment.sandbox
-        transcript.append(Opened(utc_now(), spec, profile.name, sandbox.description))
+        transcript.append(Opened(utc_now(), spec, profile.name, sandbox.description, equipment.sampling))
         limit = settings.context_limit or None
         context = Context(transcript, limit)
         if not context.messages:

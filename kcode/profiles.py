@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import secrets
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from kcode.model import Sampling
+from kcode.model import SEEDS, Sampling
 from kcode.settings import Settings
 from kcode.turn import Limits
 
@@ -165,15 +166,18 @@ def limits_for(profile: Profile, settings: Settings) -> Limits:
     )
 
 
-def sampling_for(profile: Profile, settings: Settings) -> Sampling:
-    """The profile's sampling where the settings name none."""
+def sampling_for(profile: Profile, settings: Settings, *, draw_seed: bool = False) -> Sampling:
+    """The profile's sampling where the settings name none; with `draw_seed` there is a seed in any case, to ask again with."""
     sampling = profile.sampling
+    seed = settings.seed if settings.seed >= 0 else sampling.seed
+    varies = draw_seed and seed is None
     return Sampling(
         temperature=settings.temperature if settings.temperature >= 0 else sampling.temperature,
         top_p=settings.top_p if settings.top_p >= 0 else sampling.top_p,
         top_k=settings.top_k if settings.top_k >= 0 else sampling.top_k,
         min_p=sampling.min_p,
         repetition_penalty=sampling.repetition_penalty,
-        seed=settings.seed if settings.seed >= 0 else sampling.seed,
+        seed=secrets.randbelow(SEEDS) if varies else seed,
         max_tokens=sampling.max_tokens,
+        varies=varies,
     )

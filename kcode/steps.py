@@ -154,10 +154,11 @@ class Steps:
         self.step += 1
         self._checkpointed = False
         self._emit(StepStarted(self.step))
+        messages = self._journal.messages
         request = ModelRequest(
-            self._journal.messages,
+            messages,
             self.specs if how.offer_tools else (),
-            sampling,
+            sampling.of_step(len(messages)),
             tool_choice=how.tool_choice,
             grammar=how.grammar,
             prefix=how.prefix,
@@ -266,7 +267,9 @@ class Steps:
         `messages` begin as the conversation does, so what the model has of it in memory serves here, too.
         """
         sampling = self._bounded(replace(self.sampling, max_tokens=max_tokens))
-        request = ModelRequest(messages, self.specs, sampling, tool_choice="none", session_id=self._session_id)
+        request = ModelRequest(
+            messages, self.specs, sampling.of_step(len(messages)), tool_choice="none", session_id=self._session_id
+        )
         completed = await self._answer(request, silent=True)
         self.usage += completed.usage
         return completed

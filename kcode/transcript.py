@@ -21,7 +21,7 @@ from kcode.checked import checked
 from kcode.errors import StartError
 from kcode.events import DiffDisplay, Display, NoteAuthor, PlainDisplay, TestsDisplay, TurnStatus
 from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult
-from kcode.model import Usage
+from kcode.model import Sampling, Usage
 
 VERSION = 1
 
@@ -40,12 +40,13 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A process took the session up: at its start and at each resume."""
+    """A process took the session up: at its start and at each resume. `sampling` is None in older transcripts."""
 
     at: str
     model: str
     profile: str
     sandbox: str
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +144,7 @@ _TAGS: dict[str, type] = {
     "call": ToolCall,
     "result": ToolResult,
     "usage": Usage,
+    "sampling": Sampling,
     "plain": PlainDisplay,
     "diff": DiffDisplay,
     "tests": TestsDisplay,

@@ -15,11 +15,15 @@ import click
 from kcode.errors import StartError
 from kcode.opening import Sessions
 from kcode.paths import check_workspace, find_paths
-from kcode.replay import Replayed, replay, told
+from kcode.replay import Asked, Replayed, replay, told
 from kcode.settings import Settings, load_settings
-from kcode.transcript import active_records, find_session, fork, read_records
+from kcode.transcript import Opened, active_records, find_session, fork, read_records
 
 DIVERGED = 3
+GUIDED = (
+    "the small profile binds each of its questions with a grammar, a beginning and a seed that are no part of the transcript, so"
+    " they cannot be asked again; replay needs a session of the profile generic or kimi"
+)
 
 
 @click.command("replay")
@@ -27,22 +31,27 @@ DIVERGED = 3
 @click.option("--from", "first_step", metavar="STEP", type=click.IntRange(min=1), default=1, help="Begin with this step.")
 @click.option("-m", "--model", metavar="NAME", help="Another model than the session's.")
 @click.option("--base-url", metavar="URL", help="An OpenAI-style server instead of kcode's own engine.")
-@click.option("--seed", metavar="N", help="The seed that the session had.")
-@click.option("--temperature", metavar="T", help="The temperature that the session had.")
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), help="Another seed than the session's.")
+@click.option("--temperature", metavar="T", type=click.FloatRange(min=0), help="Another temperature than the session's.")
 @click.option("-C", "--cd", "folder", metavar="DIR", default=".", help="The session's folder; by default this one.")
 def command(
-    session: str, first_step: int, model: str | None, base_url: str | None, seed: str | None, temperature: str | None, folder: str
+    session: str,
+    first_step: int,
+    model: str | None,
+    base_url: str | None,
+    seed: int | None,
+    temperature: float | None,
+    folder: str,
 ) -> int:
     """Ask the model each step of SESSION (by default the last one) again, with the recorded results; no tool runs.
 
     Ends with the first answer that differs and exit code 3, or with 0 when none does.
     """
-    flags = {"model": model, "base_url": base_url, "seed": seed, "temperature": temperature, "sandbox": "read-only"}
-    settings = load_settings(find_paths().config_file, os.environ, flags)
-    return asyncio.run(_replay(session, first_step, settings, check_workspace(Path(folder))))
+    settings = load_settings(find_paths().config_file, os.environ, {"model": model, "base_url": base_url})
+    return asyncio.run(_replay(session, first_step, settings, check_workspace(Path(folder)), Asked(seed, temperature)))
 
 
-async def _replay(wanted: str, first_step: int, settings: Settings, workspace: Path) -> int:
+async def _replay(wanted: str, first_step: int, settings: Settings, workspace: Path, asked: Asked) -> int:
     paths = find_paths()
     path = find_session(paths.sessions(workspace), wanted)
     records = active_records(read_records(path))
@@ -53,14 +62,21 @@ async def _replay(wanted: str, first_step: int, settings: Settings, workspace: P
         copies.mkdir(parents=True)
         copy = copies / path.name
         copy.write_bytes(path.read_bytes())
+        # No tool runs, but a session without walls is offered other tools than one within.
+        has_walls = not any(isinstance(record, Opened) and "danger-full-access" in record.sandbox for record in records)
+        settings = replace(settings, sandbox="read-only" if has_walls else "danger-full-access")
         opened = await Sessions(settings, workspace, apart, "plan").open(fork(copy).stem, None, None)
         try:
             if opened.profile.guided:
-                raise StartError("the small profile asks for more than the transcript holds; replay needs generic or kimi")
+                raise StartError(GUIDED)
             await opened.start()
             equipment = opened.equipment
             steps = 0
-            async with aclosing(replay(records, equipment.model, equipment.specs, equipment.sampling, first_step)) as found:
+            # What the settings say today counts only for sessions that were recorded without it.
+            sampling = replace(
+                equipment.sampling, max_tokens=equipment.sampling.max_tokens or equipment.limits.answer_tokens, varies=False
+            )
+            async with aclosing(replay(records, equipment.model, equipment.specs, sampling, first_step, asked)) as found:
                 async for replayed in found:
                     steps += 1
                     if not replayed.is_same:

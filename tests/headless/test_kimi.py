@@ -45,3 +45,18 @@ def test_the_whole_loop_runs_on_a_synthetic_model(program: Program, is_k25: bool
     for before, prompt, answer in zip(prompts, prompts[1:], answers[1:], strict=False):
         assert prompt > before
         assert answer["usage"]["cache_read_input_tokens"] >= before
+
+
+@pytest.mark.slow
+def test_a_session_of_the_engine_needs_no_seed_to_be_replayed(program: Program) -> None:
+    folder = program.home / "Synthetic-K2"
+    write(folder, SynthShape(layers=2, experts=4, is_k25=False))
+    settings = {"KCODE_MAX_ANSWER_TOKENS": "24", "KCODE_ENGINE_IDLE_S": "30", "KCODE_THINKING": "off"}
+    program.run("-p", "Repair calc.py", "-m", str(folder), "--profile", "kimi", "--max-turns", "3", **settings)
+    (transcript,) = program.transcripts()
+    opened = next(json.loads(line) for line in transcript.read_text().splitlines() if '"type":"opened"' in line)
+    assert opened["sampling"]["seed"] >= 0
+    again = program.run("replay", **settings)
+    assert again.stdout.endswith("all as recorded\n"), again.stdout + again.stderr
+    other = program.run("replay", "--seed", str(opened["sampling"]["seed"] + 1), **settings)
+    assert other.returncode == 3, "noise, drawn with another seed"
