@@ -295,7 +295,7 @@ class Bot:
 
     @asynccontextmanager
     async def _open(self, folder: Path) -> AsyncGenerator[Clone]:
-        """A sandbox in which a copy of `folder` stands at the checkout's place; only the folder to work in can be written."""
+        """A sandbox in which a copy of `folder` stands at the checkout's place."""
         clone = None
         try:
             store = self.sessions.paths.clones(self.checkout.workspace)

@@ -44,7 +44,8 @@ class CopiedFiles:
 async def open_copy(policy: Policy, root: Path, base: Path, folder: Path, kept: Sequence[Path] = ()) -> Clone:
     """A clone of `base`, which nobody changes meanwhile, that stands at `root`: the policy's workspace or a folder above it.
 
-    What is above the workspace is read-only, and the clone's changes are those of the workspace, with paths relative to it.
+    All of it can be written, since programs keep things at a repository's top; the clone's changes are those of the workspace
+    alone, with paths relative to it.
     The copy lies in `folder`, a private one of the caller's. `kept` are folders below the real `root` that are shown, read-only,
     at their own places: `base` has nothing there. The policy must be workspace-write. Raises SandboxUnavailableError.
     """
@@ -56,15 +57,14 @@ async def open_copy(policy: Policy, root: Path, base: Path, folder: Path, kept: 
     try:
         copy = place.path / "tree"
         await asyncio.to_thread(shutil.copytree, base, copy, symlinks=True)
-        layers = [Layer(policy.workspace, source=copy / below, is_writable=True)]
-        if policy.workspace != root:
-            layers.insert(0, Layer(root, source=copy))
+        layers = [Layer(root, source=copy, is_writable=True)]
+        above = () if policy.workspace == root else (root,)
         for path in kept:
             # bubblewrap must never have to make it: what is inside may have put a link in the way.
             (copy / path.relative_to(root)).mkdir()
             layers.append(Layer(path, source=path))
         binaries = [candidate.path for candidate in usable_binaries()]
-        sandbox = WorkerSandbox(policy, BubblewrapBackend(binaries, copied=CopiedTree(tuple(layers))))
+        sandbox = WorkerSandbox(policy, BubblewrapBackend(binaries, copied=CopiedTree(tuple(layers), above)))
         # Nothing else changes the base, so that there is nothing to recognise a change of it by.
         record = Record({}, (), NEVER_NS, complete=False)
         return Clone(sandbox, base / below, place, CopiedFiles(copy / below), record, "copy")

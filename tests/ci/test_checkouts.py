@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.ci.conftest import CALC, FIX, TESTS, Inside, Place, bash, git
+from tests.ci.conftest import CALC, FIX, PYTEST, TESTS, Inside, Place, bash, git
 
 pytestmark = pytest.mark.slow
 
@@ -37,10 +37,10 @@ def test_a_shallow_and_detached_checkout(place: Place) -> None:
 
 
 def test_a_linked_worktree_and_a_folder_below(place: Place) -> None:
-    place.commit({"pkg/calc.py": CALC, "pkg/test_calc.py": TESTS, "calc.py": CALC.replace("a - b", "a + b")})
+    place.commit({"pkg/calc.py": CALC, "pkg/test_calc.py": TESTS, "pytest.ini": "[pytest]\nfilterwarnings = error\n"})
     linked = place.folder / "linked"
     git(place.checkout, "worktree", "add", "-q", "-b", "side", str(linked))
-    ended = replace(place, checkout=linked / "pkg").run(bash(FIX, "git status --short", "echo x >> ../calc.py; echo x > ../new"))
+    ended = replace(place, checkout=linked / "pkg").run(bash(FIX, "git status --short", "echo x > ../new"), test=PYTEST)
     assert (ended.code, ended.summary["files"], ended.summary["base_branch"]) == (0, ["pkg/calc.py"], "side"), ended.stderr
     assert (linked / "pkg" / "calc.py").read_text() == CALC
     broken = replace(place, checkout=linked / "pkg").run(bash("true"), "--annotations=github")
