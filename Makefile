@@ -9,10 +9,11 @@ EXAMPLE ?= shopping-cart
 LIMIT  ?= 20
 SPLIT  ?= held
 KILLS  ?= 100
+MINI_CONFIG ?= mini.yaml
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-sandbox bench-edits bench-tui soak clean setup
+.PHONY: run test test-slow check format bench bench-kernels bench-moe bench-bugs bench-mini bench-sandbox bench-edits bench-tui soak clean setup
 
 setup: $(STAMP)
 
@@ -62,6 +63,13 @@ bench-moe: setup
 bench-bugs: setup
 	$(BIN)/kcode models pull $(MODEL) --if-missing >&2
 	@$(BIN)/python -m kcode_bench.small_bugs --split $(SPLIT) --limit $(LIMIT) --model $(MODEL)
+
+# mini-swe-agent on the same bugs with the same model in kcode's engine; it is installed into out/peers/mini on first use.
+bench-mini: setup
+	$(BIN)/kcode models pull $(MODEL) --if-missing >&2
+	test -x out/peers/mini/bin/mini || { $(BIN)/python -m venv out/peers/mini && out/peers/mini/bin/pip install -q "mini-swe-agent==2.4.6" mcp; } >&2
+	@$(BIN)/python -m kcode_bench.bug_peer --python out/peers/mini/bin/python --split $(SPLIT) --limit $(LIMIT) --model $(MODEL) \
+		--config $(MINI_CONFIG) --out out/mini-swe-agent/$(MINI_CONFIG)
 
 # Attacks behind the walls, legitimate work behind them, and what the walls cost.
 bench-sandbox: setup
