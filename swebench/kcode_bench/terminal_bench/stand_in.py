@@ -1,7 +1,7 @@
-"""What stands in, while a task is graded without a network, for the programs that test scripts load their tools with.
+"""What stands in, while a task is run in folders of this machine, for the programs that scripts load their tools with.
 
 It is run as `stand_in.py NAME ARGUMENTS`, needs nothing but the standard library and never pretends: what is not on this machine
-is refused with a line that says so. KCODE_TEST_PYTHON is the Python whose packages are used.
+is refused with a line that says so. STAND_IN_PYTHON is the Python whose packages are used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 
-PYTHON = os.environ.get("KCODE_TEST_PYTHON", sys.executable)
+PYTHON = os.environ.get("STAND_IN_PYTHON", sys.executable)
 VALUED = ("--with", "-w", "--from", "-p", "--python", "--index-url", "--project", "--directory", "-n", "--name", "-q")
 ENV_FILE = 'mkdir -p "$HOME/.local/bin" && : > "$HOME/.local/bin/env"\n'
 VERSION = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
@@ -22,6 +22,9 @@ def main(arguments: list[str]) -> int:
     name, rest = arguments[0], arguments[1:]
     if name in ("apt-get", "apt"):
         return _apt(rest)
+    real = _real(name)
+    if real is not None and os.environ.get("STAND_IN_NETWORK") == "on":
+        return _become([real, *rest])
     if name == "curl":
         return _curl(rest)
     if name in ("pip", "pip3"):
@@ -29,6 +32,13 @@ def main(arguments: list[str]) -> int:
     if name == "uvx":
         return _tool(rest)
     return _uv(rest)
+
+
+def _real(name: str) -> str | None:
+    """The program of that name after this one on PATH."""
+    own = os.path.dirname(os.path.abspath(__file__))
+    path = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if os.path.abspath(folder) != own]
+    return shutil.which(name, path=os.pathsep.join(path))
 
 
 def _refuse(what: str) -> int:

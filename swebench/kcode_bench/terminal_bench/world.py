@@ -45,10 +45,15 @@ class World:
         environment = clean_environment(os.environ) | dict(self.plan.environment) | dict(given or {})
         path = clean_environment(os.environ).get("PATH", os.defpath)
         readable = [sys.prefix, sys.base_prefix]
-        if self.tools is not None and network == "off":
+        if self.tools is not None:
             path = f"{self.tools}:{path}"
             readable.append(str(self.tools))
-        environment |= {"PATH": path, "KCODE_TEST_PYTHON": sys.executable, "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {
+            "PATH": path,
+            "STAND_IN_PYTHON": sys.executable,
+            "STAND_IN_NETWORK": network,
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         return Walls(self.plan.workdir, (*self.beside, *writable), tuple(dict.fromkeys(readable)), environment, network)
 
 
@@ -58,7 +63,7 @@ def lay_stand_ins(folder: Path) -> Path:
     script = shutil.copyfile(stand_in.__file__, folder / "stand_in.py")
     for name in STAND_INS:
         program = folder / name
-        program.write_text(f'#!/bin/sh\nexec "$KCODE_TEST_PYTHON" -I {script} {name} "$@"\n', encoding="utf-8")
+        program.write_text(f'#!/bin/sh\nexec "$STAND_IN_PYTHON" -I {script} {name} "$@"\n', encoding="utf-8")
         program.chmod(0o755)
     return folder
 
