@@ -206,6 +206,7 @@ def elapsed_s(arguments: list[str], folder: Path) -> float:
     return time.perf_counter() - started
 
 
+@pytest.mark.slow
 def test_version_costs_less_than_100_ms_over_bare_python(tmp_path: Path) -> None:
     """The best of several runs each; on a busy machine of more of them, for only a quiet moment shows what a start costs."""
     bare: list[float] = []
