@@ -58,9 +58,9 @@ def diff_lines(old: str, new: str, context: int = CONTEXT_LINES) -> list[DiffLin
     return found
 
 
-def draw_diff(lines: list[DiffLine], path: str, width: int, look: Look) -> list[Strip]:
+def draw_diff(lines: list[DiffLine], path: str, width: int, look: Look, min_digits: int = 1) -> list[Strip]:
     """`lines` with numbers and signs; long lines are wrapped, never cut."""
-    digits = max([len(str(line.number)) for line in lines], default=1)
+    digits = max([len(str(line.number)) for line in lines] + [min_digits])
     language = language_of(path)
     drawn: list[Strip] = []
     for line, text in zip(lines, _highlighted(lines, language, look), strict=True):
@@ -139,4 +139,5 @@ def _highlighted(lines: list[DiffLine], language: str, look: Look) -> Iterator[T
     for number, line in enumerate(lines):
         row = rows[number] if number < len(rows) else Text(line.text)
         row.style = ""
+        row.no_wrap = False  # A single line comes out of the highlighter as one that is cut.
         yield row if row.plain == line.text else Text(line.text)

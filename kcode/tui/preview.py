@@ -11,6 +11,7 @@ from kcode.messages import ToolCall
 from kcode.tui.clean import clean
 from kcode.tui.diff import diff_lines, draw_diff
 from kcode.tui.draw import code, margin, strips
+from kcode.tui.side_by_side import draw_side_by_side
 from kcode.tui.theme import Look
 
 EDITS = (("old", "new"), ("old_str", "new_str"), ("old_string", "new_string"))
@@ -18,8 +19,8 @@ WHOLE_TEXTS = ("content", "text", "file_text", "code")
 COMMANDS = ("command", "argv", "args")
 
 
-def draw_call(call: ToolCall, width: int, look: Look) -> list[Strip]:
-    """A command as highlighted shell, an edit as a diff, anything else as its arguments, all of it and unshortened."""
+def draw_call(call: ToolCall, width: int, look: Look, two_columns: bool = False) -> list[Strip]:
+    """A command as highlighted shell, an edit as a diff (if told, in two columns), else the arguments; all unshortened."""
     try:
         arguments = json.loads(call.arguments)
     except ValueError:
@@ -30,7 +31,8 @@ def draw_call(call: ToolCall, width: int, look: Look) -> list[Strip]:
     path = str(values.get("path", ""))
     for old, new in EDITS:
         if isinstance(values.get(old), str) and isinstance(values.get(new), str):
-            return draw_diff(diff_lines(str(values[old]), str(values[new])), path, width, look) + _rest(
+            draw = draw_side_by_side if two_columns else draw_diff
+            return draw(diff_lines(str(values[old]), str(values[new])), path, width, look) + _rest(
                 values, {old, new, "path"}, width, look
             )
     for name in WHOLE_TEXTS:

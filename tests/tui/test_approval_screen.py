@@ -70,6 +70,19 @@ async def test_an_edit_is_shown_as_a_diff(start: Start) -> None:
         await pilot.press("escape")
 
 
+@pytest.mark.parametrize(("width", "first"), [(100, False), (140, True)])
+async def test_v_turns_one_or_two_columns(start: Start, width: int, first: bool) -> None:
+    app = start(asking(EDIT))
+    async with app.run_test(size=(width, 30)) as pilot:
+        await enter(pilot, "go")
+        await until(app, "Allow once")
+        for two in (first, not first, first):
+            lines = [line for line in screen_text(app).splitlines() if "y = 2" in line]
+            assert ["y = 3" in line for line in lines] == [two]
+            await pilot.press("v")
+            await pilot.pause()
+
+
 async def test_a_command_is_shown_whole_and_undisguised(start: Start) -> None:
     app = start(asking(BASH))
     async with app.run_test(size=(60, 20)) as pilot:

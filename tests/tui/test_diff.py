@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kcode.tui.diff import DiffLine, counts, diff_lines, draw_diff
+from kcode.tui.side_by_side import draw_side_by_side, pairs
 from kcode.tui.theme import DARK, look_of
 
 LOOK = look_of({"foreground": "#ffffff", "panel": "#222222", **{key: str(value) for key, value in DARK.variables.items()}})
@@ -65,3 +66,20 @@ def test_a_big_rewrite_is_quick_enough_to_show() -> None:
     old = "".join(f"value_{number % 7} = {number}\n" for number in range(6000))
     new = "".join(f"value_{number % 5} = {number}\n" for number in range(6000))
     assert counts(diff_lines(old, new))[0] > 4000
+
+
+@given(st.lists(st.sampled_from(["a", "b", "漢字"]), max_size=12), st.lists(st.sampled_from(["a", "b", "漢字"]), max_size=12))
+def test_two_columns_are_the_old_and_the_new_file_with_their_own_numbers(before: list[str], after: list[str]) -> None:
+    lines = diff_lines("\n".join(before), "\n".join(after), context=20)
+    if before != after:
+        left = [(row.number, row.text) for row, _ in pairs(lines) if row]
+        right = [(row.number, row.text) for _, row in pairs(lines) if row]
+        assert left == list(enumerate(before, 1))
+        assert right == list(enumerate(after, 1))
+
+
+def test_two_columns_stand_at_the_same_place_with_wide_characters() -> None:
+    drawn = draw_side_by_side(diff_lines("漢字" * 30 + "\nsame", "short\nsame"), "a.txt", 60, LOOK)
+    assert {strip.cell_length for strip in drawn} == {59}
+    assert all(strip.crop(29, 30).text == "│" for strip in drawn)
+    assert "".join(strip.crop(0, 29).text for strip in drawn).count("漢字") == 30

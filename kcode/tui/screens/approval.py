@@ -10,12 +10,14 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
+from textual.strip import Strip
 from textual.widgets import Input, Static
 
 from kcode.approval import Answer, Question, Reply
 from kcode.tui.clean import clean, one_line
 from kcode.tui.preview import draw_call
-from kcode.tui.theme import look_of
+from kcode.tui.side_by_side import MIN_WIDTH
+from kcode.tui.theme import Look, look_of
 from kcode.tui.widgets.sheet import Sheet
 
 DENY = "Deny, and say why"
@@ -61,6 +63,7 @@ class ApprovalScreen(ModalScreen[Reply]):
         Binding("down,tab", "move(1)", show=False),
         Binding("enter", "choose_marked", show=False),
         Binding("escape,ctrl+c", "deny", show=False, priority=True),
+        Binding("v", "turn_columns", show=False),
         Binding("pageup", "page(-1)", show=False),
         Binding("pagedown", "page(1)", show=False),
     ]
@@ -70,11 +73,12 @@ class ApprovalScreen(ModalScreen[Reply]):
         self._question = question
         self._choices = GRANT_CHOICES if question.is_grant else CHOICES
         self._marked = 0
+        self._two_columns: bool | None = None
 
     def compose(self) -> ComposeResult:
         with Vertical():
             yield Static(id="approval-head")
-            yield Sheet(lambda width, look: draw_call(self._question.call, width, look))
+            yield Sheet(self._draw)
             yield Static(id="approval-choices")
             yield Input(placeholder="What should it do instead? Enter denies", compact=True)
 
@@ -114,9 +118,20 @@ class ApprovalScreen(ModalScreen[Reply]):
         sheet = self.query_one(Sheet)
         sheet.scroll_relative(y=step * max(1, sheet.size.height - 1), animate=False)
 
+    def action_turn_columns(self) -> None:
+        sheet = self.query_one(Sheet)
+        self._two_columns = not self._wide(sheet.size.width)
+        sheet.on_resize()
+
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
         self.dismiss(Reply("deny", event.value.strip()))
+
+    def _draw(self, width: int, look: Look) -> list[Strip]:
+        return draw_call(self._question.call, width, look, self._wide(width))
+
+    def _wide(self, width: int) -> bool:
+        return width >= MIN_WIDTH if self._two_columns is None else self._two_columns
 
     def _mark(self, number: int) -> None:
         self._marked = number
@@ -126,5 +141,5 @@ class ApprovalScreen(ModalScreen[Reply]):
             here = at == number
             text.append("❯ " if here else "  ", look.accent)
             text.append(f"{at + 1} {choice.format(name=self._question.call.name)}\n", look.bold if here else look.text)
-        text.append("  Esc denies", look.dim)
+        text.append("  Esc denies · v turns one or two columns", look.dim)
         self.query_one("#approval-choices", Static).update(text)
