@@ -57,17 +57,17 @@ class Compaction:
         self._context = context
         self._led = led
 
-    async def make_room(self, steps: Steps) -> None:
-        """See Steps.make_room."""
+    async def make_room(self, steps: Steps, *, refused: bool = False) -> None:
+        """See Steps.make_room. `refused`: the server has refused the conversation, however much room there seems to be."""
         limit = self._context.limit_for(steps.model)
         if limit is None:
             return
         room = limit // 2 if self._led else room_tokens(limit)
         fill = await self._context.fill(steps.model, steps.specs, room)
-        if fill.fits(room) or not self._has_history():
+        if (fill.fits(room) and not refused) or not self._has_history():
             return
         if self._is_in_vain(steps, fill):
-            if fill.fits(reserve_tokens(limit)):
+            if fill.fits(reserve_tokens(limit)) and not refused:
                 return
             told = self._told(steps, fill)
             raise LimitReached(f"the conversation holds {fill.words}, and compacting would free too little: {told}; {ADVICE}")

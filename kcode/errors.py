@@ -59,6 +59,10 @@ class AnswerBroken(ModelError):
     """The connection to the model broke in the middle of an answer."""
 
 
+class ContextTooLong(ModelError):
+    """The server refused the request because it is longer than the model's context; the model's `context_limit` is known now."""
+
+
 class EngineDied(ModelError):
     """The local engine process ended while it was answering."""
 

@@ -402,6 +402,7 @@ class _Watching:
         self._stop = stop
         self.first: Session | None = None
         self.violations: list[Violation] = []
+        self.compactions: list[ContextCompacted] = []
 
     def begun(self, session: Session) -> None:
         self._stop.session = session
@@ -414,6 +415,8 @@ class _Watching:
     def event(self, event: Event) -> None:
         if isinstance(event, SandboxViolation):
             self.violations.append(event.violation)
+        elif isinstance(event, ContextCompacted):
+            self.compactions.append(event)
         self._output.event(event)
 
 
@@ -434,6 +437,7 @@ async def _run_attempts(wanted: HeadlessRun, plan: Plan, sessions: Sessions, out
         outcome.diff,
         violations,
         outcome,
+        tuple(watching.compactions),
     )
     if wanted.output_dir is not None:
         _write_output(wanted.output_dir, report, outcome.transcript)

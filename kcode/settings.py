@@ -90,7 +90,7 @@ class Settings:
 
 # Read elsewhere: where kcode lives, the server's key, and what the engine's own process reads.
 _OTHER_VARIABLES = frozenset({"KCODE_HOME", "KCODE_API_KEY"})
-_OTHER_PREFIXES = ("KCODE_CPU_", "KCODE_ENGINE_")
+_OTHER_PREFIXES = ("KCODE_CPU_", "KCODE_ENGINE_", "KCODE_TEST_")
 _SIGNED = frozenset({"temperature", "top_p", "top_k", "seed"})
 
 

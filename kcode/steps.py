@@ -34,7 +34,7 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from kcode.answers import Partial, receive
-from kcode.errors import AnswerBroken, CheckpointFailed, EngineDied
+from kcode.errors import AnswerBroken, CheckpointFailed, ContextTooLong, EngineDied
 from kcode.events import (
     CallFinished,
     CallOutput,
@@ -62,7 +62,7 @@ Driver = Callable[["Steps", str], Awaitable[Ending]]
 
 
 class Compactor(Protocol):
-    async def make_room(self, steps: Steps) -> None: ...
+    async def make_room(self, steps: Steps, *, refused: bool = False) -> None: ...
 
 
 class Steps:
@@ -154,8 +154,30 @@ class Steps:
         self.step += 1
         self._checkpointed = False
         self._emit(StepStarted(self.step))
+        started = time.monotonic()
+        try:
+            completed = await self._answer(self._request(how, sampling), silent=how.silent)
+        except ContextTooLong as error:
+            if self._compactor is None:
+                raise
+            self.notice("warning", str(error))
+            before = self._journal.messages
+            await self._compactor.make_room(self, refused=True)
+            if self._journal.messages == before:
+                raise
+            completed = await self._answer(self._request(how, sampling), silent=how.silent)
+        self.usage += completed.usage
+        self._journal.add(completed.message, completed.usage)
+        self._open = {call.id: call for call in completed.message.calls}
+        rate = completed.usage.completion_tokens / completed.decode_s if completed.decode_s > 0 else 0.0
+        duration_s = time.monotonic() - started
+        finished = StepFinished(self.step, completed.message, completed.finish, completed.usage, duration_s, rate)
+        self._emit(finished)
+        return finished
+
+    def _request(self, how: Ask, sampling: Sampling) -> ModelRequest:
         messages = self._journal.messages
-        request = ModelRequest(
+        return ModelRequest(
             messages,
             self.specs if how.offer_tools else (),
             sampling.of_step(len(messages)),
@@ -166,16 +188,6 @@ class Steps:
             stop=how.stop,
             session_id=self._session_id,
         )
-        started = time.monotonic()
-        completed = await self._answer(request, silent=how.silent)
-        self.usage += completed.usage
-        self._journal.add(completed.message, completed.usage)
-        self._open = {call.id: call for call in completed.message.calls}
-        rate = completed.usage.completion_tokens / completed.decode_s if completed.decode_s > 0 else 0.0
-        duration_s = time.monotonic() - started
-        finished = StepFinished(self.step, completed.message, completed.finish, completed.usage, duration_s, rate)
-        self._emit(finished)
-        return finished
 
     async def call(self, call: ToolCall, *, cut_off: bool = False) -> Called:
         """Run one call of the last answer and record its result; whatever the model did wrong is a result too.

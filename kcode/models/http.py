@@ -13,10 +13,11 @@ from dataclasses import replace
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from kcode.errors import AnswerBroken, ModelError, StartError
+from kcode.errors import AnswerBroken, ContextTooLong, ModelError, StartError
 from kcode.messages import Message
-from kcode.model import ModelEvent, ModelRequest, ToolSpec
+from kcode.model import Completed, ModelEvent, ModelRequest, ToolSpec
 from kcode.models import sse
+from kcode.models.context_limit import ContextLimit
 from kcode.models.openai_wire import AS_TRAINED, Answer, WireError, Writing, encode_request, error_text_of
 from kcode.models.redact import redacted_message
 
@@ -87,7 +88,7 @@ class HttpModel:
         self._writing = writing
         self._key_variable = key_variable
         self._first_delay_s = first_delay_s
-        self._limit: int | None = None
+        self._limit = ContextLimit()
         self._sees: bool | None = None
         self._started = False
         # A server near by may be prefilling for minutes on its processor; one far away that says nothing is broken.
@@ -109,7 +110,7 @@ class HttpModel:
 
     @property
     def context_limit(self) -> int | None:
-        return self._limit
+        return self._limit.tokens
 
     @property
     def binds_answers(self) -> bool:
@@ -132,7 +133,7 @@ class HttpModel:
                 raise StartError(f"name a model with --model; {self._base} has: {known}")
             self._name = models[0].id
         mine = next((model for model in models if model.id == self._name), None)
-        self._limit = mine.context_limit if mine is not None else None
+        self._limit = ContextLimit(mine.context_limit if mine is not None else None)
         self._sees = mine.kcode.vision if mine is not None and mine.kcode is not None else None
         self._started = True
 
@@ -180,10 +181,13 @@ class HttpModel:
     async def _attempt(self, body: dict[str, object], answer: Answer) -> AsyncGenerator[ModelEvent, None]:
         try:
             async with self._client.stream("POST", f"{self._base}/chat/completions", json=body) as response:
+                sent_bytes = int(response.request.headers["content-length"])
                 if response.status_code != 200:
-                    raise await self._refusal(response)
+                    raise await self._refusal(response, sent_bytes)
                 async with aclosing(sse.events(response, self._idle_s, answer)) as events:
                     async for event in events:
+                        if isinstance(event, Completed):
+                            self._limit.accepted(sent_bytes, event.usage.prompt_tokens)
                         yield event
         except (httpx.TransportError, TimeoutError) as error:
             if not answer.begun:
@@ -192,10 +196,13 @@ class HttpModel:
         except WireError as error:
             raise ModelError(f"{self._base}: {error}") from error
 
-    async def _refusal(self, response: httpx.Response) -> Exception:
+    async def _refusal(self, response: httpx.Response, sent_bytes: int) -> Exception:
         """The error for a response that is not 200: _Retry when trying again may help, else a ModelError."""
         status = response.status_code
-        said = error_text_of(await response.aread()) or response.reason_phrase
+        told = await response.aread()
+        said = error_text_of(told) or response.reason_phrase
+        if self._limit.refused(status, told, sent_bytes):
+            return ContextTooLong(f"{self._base} refused the request as too long: HTTP {status}: {said}")
         if status in RETRIED_STATUSES:
             return _Retry(f"HTTP {status} ({said})", _retry_after_s(response))
         if status in {401, 403}:

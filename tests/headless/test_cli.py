@@ -104,8 +104,8 @@ def test_the_keys_variable_is_a_setting_and_the_key_is_none(
     assert read_environment(os.environ | {"KCODE_API_KEYS": ""})["api_key_env"] == "MY_KEY"
 
 
-def test_a_setting_that_begins_as_the_engines_own_variables_do_is_read() -> None:
-    given = {"KCODE_ENGINE_IDLE_S": "30", "KCODE_CPU_ISA": "avx2", "KCODE_ENGINE_OTHER": "x"}
+def test_variables_of_the_engine_and_of_the_tests_are_no_settings() -> None:
+    given = {"KCODE_ENGINE_IDLE_S": "30", "KCODE_CPU_ISA": "avx2", "KCODE_ENGINE_OTHER": "x", "KCODE_TEST_MODEL": "m"}
     assert read_environment(given) == {"engine_idle_s": 30.0}
 
 

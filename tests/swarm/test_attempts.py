@@ -45,6 +45,7 @@ class Document(TypedDict):
     reason: str
     result: str
     diff: str
+    compactions: list[dict[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +67,9 @@ class Program:
     home: Path
     capture: pytest.CaptureFixture[str]
 
-    def run(self, *arguments: str, replies: list[dict[str, object]]) -> Done:
+    def run(self, *arguments: str, replies: list[dict[str, object]], context_limit: int = 32768) -> Done:
         script = self.home.parent / "script.json"
-        script.write_text(json.dumps({"replies": replies}))
+        script.write_text(json.dumps({"replies": replies, "context_limit": context_limit}))
         code = run_command_line(["-p", "fix add", "-m", f"scripted:{script}", *arguments, "--output-format", "json"])
         captured = self.capture.readouterr()
         return Done(code, captured.out, captured.err)
@@ -191,3 +192,15 @@ def test_what_cannot_be_tried_is_refused_in_one_sentence(program: Program, argum
     assert (done.code, done.stdout, done.stderr.count("\n")) == (1, "", 1), done.stderr
     assert said in done.stderr
     assert program.calc() == BROKEN
+
+
+@pytest.mark.slow
+def test_the_compactions_of_all_attempts_are_told(program: Program) -> None:
+    (program.workspace / "big.txt").write_text("".join(f"line {number} of the big file\n" for number in range(370)))
+    look: list[dict[str, object]] = [
+        {"calls": [{"name": "bash", "arguments": {"command": f"cat big.txt # {number}"}}]} for number in range(3)
+    ]
+    note = {"text": "I have read the big file."}
+    done = program.run("--attempts", "2", replies=[*look, note, *WRONG, *look, note, *RIGHT], context_limit=9_000)
+    assert done.code == 0, done.stderr
+    assert [told["by"] for told in done.document["compactions"]] == ["model", "model"]
