@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from kcode.events import ContextCompacted, TurnFinished
 from kcode.model import Usage
 from tests.fakes.tui_screen import enter, screen_text, until
@@ -32,3 +34,15 @@ async def test_compact_is_said_to_the_session(start: Start) -> None:
         await enter(pilot, "/compact the names")
         await until(app, "context compacted: 8,000 tokens became 1,200")
         assert sessions.opened[0].said == ["/compact the names"]
+
+
+async def test_a_command_typed_before_the_conversation_is_open_waits_for_it(start: Start) -> None:
+    sessions = ScriptedSessions(lambda text: [], may_open=asyncio.Event())
+    app = start(sessions)
+    async with app.run_test(size=(100, 30)) as pilot:
+        await enter(pilot, "/context")
+        await until(app, lambda: bool(sessions.asked))
+        assert "no conversation is open" not in screen_text(app)
+        assert sessions.may_open is not None
+        sessions.may_open.set()
+        await until(app, "the context holds 8,000 of 32,768 tokens")

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
 QUIT_WINDOW_S = 2.0
+AT_ANY_TIME = {"help", "model", "quit"}
+"""Commands that are about no conversation."""
 MODES: tuple[ApprovalMode, ...] = ("plan", "ask", "auto")
 
 
@@ -82,6 +84,7 @@ class ChatScreen(Screen[None]):
         self._count = ContextCount(self._conversation, self._tell_facts)
         self._quit_armed_at = 0.0
         self._may_open = False
+        self._begun = asyncio.Event()
 
     def compose(self) -> ComposeResult:
         yield self._transcript
@@ -118,13 +121,19 @@ class ChatScreen(Screen[None]):
     def on_prompt_sent(self, message: Prompt.Sent) -> None:
         command = parsed(message.text)
         if command is not None:
-            self.run_worker(self._actions.run(command, message.text))
+            self.run_worker(self._run_command(command, message.text))
         elif looks_like_command(message.text) and message.text.strip() not in {f"/{one.name}" for one in self._custom}:
             self._actions.tell("!", f"{message.text} is no command; /help lists them", "warning")
         else:
             self._conversation.send(message.text)
             if self._may_open and self._conversation.session is None and not self._conversation.is_opening:
                 self.run_worker(self._reopen(None, None))
+
+    async def _run_command(self, command: Command, text: str) -> None:
+        """What is about a conversation waits until the first one is open, or cannot be."""
+        if command.name not in AT_ANY_TIME:
+            await self._begun.wait()
+        await self._actions.run(command, text)
 
     @property
     def _custom(self) -> list[Command]:
@@ -197,6 +206,7 @@ class ChatScreen(Screen[None]):
             self._conversation.send(self._launch.first_message)
         self._may_open = self._launch.needs_model
         if self._launch.needs_model:
+            self._begun.set()
             _collect_again()
             self.run_worker(self._actions.choose_model())
         else:
@@ -219,6 +229,7 @@ class ChatScreen(Screen[None]):
             return
         finally:
             self._may_open = True
+            self._begun.set()
             _collect_again()
             self._activity.tell(self._hint())
         if replaces:
