@@ -1,6 +1,7 @@
 """Compiles the CPU kernels into the wheel; without a compiler the wheel is complete but the kernels come at first use.
 
-The C++ sources travel in the wheel too (kcode_backend/kernels/csrc), so that a compiler found later can still be used.
+The C++ sources travel in the wheel too (kcode_backend/kernels/csrc), so that a compiler found later can still be used, and so do
+the CUDA kernels (kcode_backend/cuda/csrc), which are always compiled on the user's machine.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class KernelBuildHook(BuildHookInterface[WheelBuilderConfig]):
         library = folder / build.library_name(csrc)
         if version != "editable":
             included[str(csrc)] = "kcode_backend/kernels/csrc"
+            included[str(root / "backend" / "csrc" / "cuda")] = "kcode_backend/cuda/csrc"
         compiler = build.find_compiler()
         if compiler is None:
             self.app.display_warning(NO_KERNELS.format(reason="no C++ compiler: c++, g++ or clang++"))

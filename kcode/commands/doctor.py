@@ -29,10 +29,11 @@ PROBE_TIMEOUT_S = 120
 # In a process of its own: torch stays out of kcode, and a crash while loading a library is a finding, not the end.
 KERNEL_PROBE = """
 import dataclasses, json, torch
+from kcode_backend.cuda import launching
 from kcode_backend.kernels import native
 report = dataclasses.asdict(native.describe())
 report["library_path"] = str(report["library_path"] or "")
-print(json.dumps({**report, "torch": torch.__version__, "cuda": torch.cuda.is_available()}))
+print(json.dumps({**report, "torch": torch.__version__, "cuda": launching.unavailable() or ""}))
 """
 
 
@@ -144,7 +145,7 @@ def examine_engine() -> list[Finding]:
         engine = Finding("engine", "missing" if "No module named" in said[-1] else "broken", said[-1], cost)
         return [engine, examine_compiler(has_kernels=_has_bundled_kernels())]
     report = json.loads(done.stdout.strip().splitlines()[-1])
-    findings = [Finding("engine", "ok", f"torch {report['torch']}, CUDA {'available' if report['cuda'] else 'not available'}")]
+    findings = [Finding("engine", "ok", f"torch {report['torch']}"), examine_cuda(report["cuda"])]
     has_kernels = report["isa"] != "reference"
     findings.append(examine_compiler(has_kernels=has_kernels))
     if has_kernels:
@@ -153,6 +154,13 @@ def examine_engine() -> list[Finding]:
     else:
         findings.append(Finding("kernels", "missing", report["reason"], "answers come in minutes instead of seconds"))
     return findings
+
+
+def examine_cuda(missing: str) -> Finding:
+    """missing: the engine's own sentence; empty when its CUDA kernels can run."""
+    if missing:
+        return Finding("cuda", "missing", missing, "needed by nothing yet: the engine computes on the CPU")
+    return Finding("cuda", "ok", "the kernels for NVIDIA GPUs can be compiled and run; the engine does not use them yet")
 
 
 def examine_compiler(*, has_kernels: bool) -> Finding:
