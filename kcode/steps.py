@@ -154,9 +154,24 @@ class Steps:
         self.step += 1
         self._checkpointed = False
         self._emit(StepStarted(self.step))
+
+        def asked() -> ModelRequest:
+            messages = self._journal.messages
+            return ModelRequest(
+                messages,
+                self.specs if how.offer_tools else (),
+                sampling.of_step(len(messages)),
+                tool_choice=how.tool_choice,
+                grammar=how.grammar,
+                prefix=how.prefix,
+                draft=how.draft,
+                stop=how.stop,
+                session_id=self._session_id,
+            )
+
         started = time.monotonic()
         try:
-            completed = await self._answer(self._request(how, sampling), silent=how.silent)
+            completed = await self._answer(asked(), silent=how.silent)
         except ContextTooLong as error:
             if self._compactor is None:
                 raise
@@ -165,7 +180,7 @@ class Steps:
             await self._compactor.make_room(self, refused=True)
             if self._journal.messages == before:
                 raise
-            completed = await self._answer(self._request(how, sampling), silent=how.silent)
+            completed = await self._answer(asked(), silent=how.silent)
         self.usage += completed.usage
         self._journal.add(completed.message, completed.usage)
         self._open = {call.id: call for call in completed.message.calls}
@@ -174,20 +189,6 @@ class Steps:
         finished = StepFinished(self.step, completed.message, completed.finish, completed.usage, duration_s, rate)
         self._emit(finished)
         return finished
-
-    def _request(self, how: Ask, sampling: Sampling) -> ModelRequest:
-        messages = self._journal.messages
-        return ModelRequest(
-            messages,
-            self.specs if how.offer_tools else (),
-            sampling.of_step(len(messages)),
-            tool_choice=how.tool_choice,
-            grammar=how.grammar,
-            prefix=how.prefix,
-            draft=how.draft,
-            stop=how.stop,
-            session_id=self._session_id,
-        )
 
     async def call(self, call: ToolCall, *, cut_off: bool = False) -> Called:
         """Run one call of the last answer and record its result; whatever the model did wrong is a result too.
