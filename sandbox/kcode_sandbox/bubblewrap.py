@@ -22,11 +22,12 @@ from kcode_sandbox.guard import Guard
 from kcode_sandbox.hosts import HostRule
 from kcode_sandbox.launch import PACKAGE, Attachment, attached, greet, weaker_way, worker_argv
 from kcode_sandbox.layer import CopiedTree, Layer, layer_arguments
+from kcode_sandbox.links import protect_all
 from kcode_sandbox.places import Places
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, integer_of
 from kcode_sandbox.proxy import Proxy, WayOut, open_way_out
-from kcode_sandbox.repositories import Protection, protect, sockets_below
+from kcode_sandbox.repositories import Protection, sockets_below
 from kcode_sandbox.seccomp import open_filter
 from kcode_sandbox.toolchains import Toolchains, find_toolchains, outermost, own_programs, visible_path, workspace_venvs
 from kcode_sandbox.watch import Evidence
@@ -231,12 +232,9 @@ class BubblewrapBackend:
             # What is written stays in the copy, so that nothing in it has to be kept from running outside.
             self._git.shared, self._git.sockets = list(self._copied.shared), self._copied.masks()
         elif policy.profile == "workspace-write":
-            self._git = protect(policy.workspace)
-            for folder in policy.writable:
-                self._git.add(protect(folder))
-            for folder in (policy.workspace, *policy.writable):
-                self._git.keep(folder, policy.protect)
-            self._guards = [Guard(folder, frozenset(self._git.known)) for folder in (policy.workspace, *policy.writable)]
+            folders = (policy.workspace, *policy.writable)
+            self._git = protect_all(folders, policy.protect, around.venvs)
+            self._guards = [Guard(folder, frozenset(self._git.known)) for folder in folders]
         else:
             self._git.sockets = sockets_below(policy.workspace)
         self._group = make_group(policy.limits.processes, policy.limits.memory_bytes)

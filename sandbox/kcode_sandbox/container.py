@@ -38,11 +38,12 @@ from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.gitconfig import private_git_configuration
 from kcode_sandbox.guard import Guard
 from kcode_sandbox.launch import PACKAGE, Attachment, greet, worker_code
+from kcode_sandbox.links import protect_all
 from kcode_sandbox.places import Places
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head, integer_of
 from kcode_sandbox.proxy import Proxy, WayOut, open_way_out
-from kcode_sandbox.repositories import Protection, protect, sockets_below
+from kcode_sandbox.repositories import Protection, sockets_below
 from kcode_sandbox.seccomp import filter_program, known_machine
 from kcode_sandbox.toolchains import own_programs, workspace_venvs
 from kcode_sandbox.watch import Evidence
@@ -177,15 +178,11 @@ class ContainerBackend:
             raise
 
     def _protect(self, policy: Policy) -> None:
-        self._git = Protection()
         if policy.profile != "workspace-write":
-            self._git.sockets = sockets_below(policy.workspace)
+            self._git = Protection(sockets=sockets_below(policy.workspace))
             return
         folders = (policy.workspace, *policy.writable)
-        for folder in folders:
-            self._git.add(protect(folder))
-        for folder in folders:
-            self._git.keep(folder, (*policy.protect, *workspace_venvs(policy.workspace)))
+        self._git = protect_all(folders, (*policy.protect, *workspace_venvs(policy.workspace)))
         self._guards = [Guard(folder, frozenset(self._git.known)) for folder in folders]
 
     async def _launch(self, policy: Policy, program: str, image: Mapping[str, str], home: Path, *, rootless: bool) -> Connection:

@@ -51,6 +51,7 @@ def residue() -> tuple[str, ...]:
     """What these walls do not hold on this kernel."""
     found = [
         "names, sizes and times of files outside can be seen, and their modes and times changed where you own them",
+        "a file outside can be written that has a further name in the workspace, by a hard link",
         "your other processes can be seen in /proc, and their command lines read",
         "git's configuration, hooks and what steers programs are put back after each command, not read-only while it runs",
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.violation import Violation
 
-PROTECTED = "read-only in this sandbox, since it runs or steers programs outside"
+PROTECTED = "read-only in this sandbox, since it runs or steers programs outside, or is a hard link of a file elsewhere"
 OUTSIDE = "outside of the workspace nothing may be written in this sandbox"
 READ_ONLY = "this sandbox is read-only"
 HIDDEN = "this sandbox does not show it"

@@ -77,6 +77,7 @@ def test_what_is_left_open_is_little() -> None:
     assert {attack.id for attack in ATTACKS if attack.residue} == {
         "files: permissions outside",
         "files: times outside",
+        "files: write to a hard link of a file outside that is there already",
         "secrets: command lines of processes",
         "processes: descriptor of the victim",
     }

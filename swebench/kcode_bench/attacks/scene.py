@@ -135,7 +135,10 @@ def build(root: Path) -> Scene:
     (root / "home/.bashrc").write_text("# nothing\n")
     (root / "out/keep").write_text("keep")
     (root / "out/secret").write_text(secret)
+    (root / "out/linked").write_text("keep")
     _fill(root / "workspace")
+    for other, name in (("out/linked", "linked"), ("workspace/.git/config", "configuration")):
+        (root / "workspace" / name).hardlink_to(root / other)
     environment = {**os.environ, "API_TOKEN": secret}
     long = f"{secrets.randbelow(10**6) + 10**6}"
     code = "import time; print(flush=True); time.sleep(3600)"
