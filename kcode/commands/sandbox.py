@@ -110,7 +110,7 @@ def run_command(
     type=click.Choice(get_args(Choice)),
     envvar="KCODE_SANDBOX_BACKEND",
     default="auto",
-    help="auto is bubblewrap; landlock is weaker and needs no namespaces; docker and podman need --image.",
+    help="As for run; seatbelt prints the profile for macOS, under which nothing runs yet.",
 )
 @click.option(
     "--network", metavar="off|on|HOSTS", default="off", show_default=True, help="HOSTS: example.org,*.example.net:8443."

@@ -20,6 +20,7 @@ from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.landlock import LandlockBackend
 from kcode_sandbox.launch import Attachment, weaker_way
 from kcode_sandbox.policy import Policy
+from kcode_sandbox.seatbelt import REFUSAL
 
 SYSTEM_FOLDERS = ("/usr/bin", "/usr/local/bin", "/bin")
 MINIMUM = (0, 8)
@@ -81,6 +82,8 @@ def open_sandbox(policy: Policy, attachment: Attachment | None = None) -> Worker
     """The sandbox that holds `policy`, not yet started. Raises SandboxUnavailableError when none can."""
     if policy.profile == "danger-full-access":
         return WorkerSandbox(policy, DirectBackend(attachment))
+    if policy.backend == "seatbelt":
+        raise SandboxUnavailableError(REFUSAL)
     if policy.backend == "landlock":
         return WorkerSandbox(policy, LandlockBackend(attachment))
     if policy.backend in CONTAINERS:
@@ -91,9 +94,8 @@ def open_sandbox(policy: Policy, attachment: Attachment | None = None) -> Worker
 def usable_binaries() -> list[Candidate]:
     """Those of `candidates` without a fault. Raises SandboxUnavailableError naming all faults when there is none."""
     if sys.platform != "linux":
-        raise SandboxUnavailableError(
-            f"no sandbox for {sys.platform} yet; work in a Linux machine or container, or choose --sandbox danger-full-access"
-        )
+        other = f"no sandbox for {sys.platform} yet; work in a Linux machine or container, or choose --sandbox danger-full-access"
+        raise SandboxUnavailableError(REFUSAL if sys.platform == "darwin" else other)
     found = candidates()
     usable = [candidate for candidate in found if not candidate.fault]
     if not usable:

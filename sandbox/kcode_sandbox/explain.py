@@ -12,8 +12,11 @@ from kcode_sandbox.container import CONTAINERS, ContainerBackend
 from kcode_sandbox.detect import Candidate, usable_binaries
 from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.landlock import LandlockBackend, residue
+from kcode_sandbox.links import protect_all
 from kcode_sandbox.machine import Means, machine_means
 from kcode_sandbox.policy import Limits, Policy
+from kcode_sandbox.repositories import Protection
+from kcode_sandbox.seatbelt import REFUSAL, RESIDUE, parameters_of, seatbelt_profile
 from kcode_sandbox.toolchains import outermost
 from kcode_sandbox.worker.landlock import version as landlock_version
 
@@ -35,6 +38,8 @@ async def explain(policy: Policy) -> Explanation:
     if policy.profile == "danger-full-access":
         lines = ("commands may do all that you may: read your keys, write anywhere, use the network",)
         return Explanation(True, (("no sandbox", lines),), {"profile": policy.profile, "sandbox": None, "stands": True})
+    if policy.backend == "seatbelt":
+        return await asyncio.to_thread(_explain_seatbelt, policy)
     means = await asyncio.to_thread(machine_means)
     try:
         binaries = usable_binaries() if policy.backend in ("auto", "bubblewrap") else []
@@ -50,6 +55,34 @@ async def explain(policy: Policy) -> Explanation:
         return _explain(policy, backend, binaries, means)
     finally:
         await sandbox.close()
+
+
+def _explain_seatbelt(policy: Policy) -> Explanation:
+    """The profile as text: nothing stands, on no system."""
+    try:
+        around = survey(policy, home_of(policy))
+        folders = (policy.workspace, *policy.writable) if policy.profile == "workspace-write" else ()
+        git = protect_all(folders, policy.protect, around.venvs) if folders else Protection()
+        git.release()
+        text = seatbelt_profile(policy, around.toolchains.roots, (*git.readonly, *around.venvs))
+    except SandboxUnavailableError as error:
+        return Explanation(False, (("no sandbox", (str(error),)),), {"sandbox": None, "stands": False, "reason": str(error)})
+    values = " ".join(f"-D {name}=…" for name in parameters_of(policy))
+    document: dict[str, object] = {
+        "profile": policy.profile,
+        "sandbox": "seatbelt",
+        "stands": False,
+        "reason": REFUSAL,
+        "network": policy.network_text,
+        "seatbelt": text,
+        "open": list(RESIDUE),
+    }
+    sections = (
+        ("no sandbox", (REFUSAL,)),
+        (f"profile of Seatbelt, not tried on macOS: sandbox-exec {values} -f PROFILE CMD", tuple(text.splitlines())),
+        ("left open, which bubblewrap would hold", RESIDUE),
+    )
+    return Explanation(False, sections, document)
 
 
 def _backend(policy: Policy, binaries: Sequence[Candidate]) -> AnyBackend:

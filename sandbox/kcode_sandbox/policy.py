@@ -10,8 +10,10 @@ from kcode_sandbox.hosts import HostRule, parse_rules
 
 Profile = Literal["read-only", "workspace-write", "danger-full-access"]
 Network = Literal["off", "allow-list", "on"]
-Choice = Literal["auto", "bubblewrap", "landlock", "docker", "podman"]
-"""What holds the policy: auto is bubblewrap and never anything else; landlock is weaker. The others must be named."""
+Choice = Literal["auto", "bubblewrap", "landlock", "docker", "podman", "seatbelt"]
+"""What holds the policy: auto is bubblewrap and never anything else; landlock is weaker. The others must be named.
+
+seatbelt can be explained, and nothing runs under it yet."""
 
 
 def parse_network(text: str) -> tuple[Network, tuple[HostRule, ...]]:
