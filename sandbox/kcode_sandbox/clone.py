@@ -224,6 +224,11 @@ async def open_clone(policy: Policy, folder: Path) -> Clone:
     """
     if policy.backend not in ("auto", "bubblewrap"):
         raise SandboxUnavailableError(f"copies of a workspace need bubblewrap's overlay; {policy.backend} has none")
+    if policy.profile != "workspace-write":
+        raise SandboxUnavailableError(
+            f"a copy of a workspace is written in behind walls, which {policy.profile} is not for; choose "
+            "--sandbox workspace-write (with --network on where commands need it)"
+        )
     policy = replace(policy, readable=(*policy.readable, *policy.writable), writable=())
     place = await asyncio.to_thread(Place, folder)
     try:

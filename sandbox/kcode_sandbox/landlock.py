@@ -6,12 +6,13 @@ at all while the network is off. docs/sandbox.md lists what is not held.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from kcode_sandbox.bubblewrap import Surroundings, check_workspace, closed_to_others, home_of, set_canaries, survey
@@ -34,6 +35,7 @@ from kcode_sandbox.worker import landlock
 
 LAUNCH_ENVIRONMENT = {"PATH": "/usr/bin:/bin"}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty")
+PREFIX = "kcode-session-"
 FOLDERS = ("home", "tmp", "bin")
 
 
@@ -72,6 +74,7 @@ class LandlockBackend:
         self._sweeping = threading.Lock()
         self._evidence: Evidence | None = None
         self._session: Path | None = None
+        self._lock = -1
 
     @property
     def protected(self) -> tuple[Path, ...]:
@@ -96,7 +99,8 @@ class LandlockBackend:
         try:
             if policy.profile == "workspace-write":
                 self._remember(policy, around.venvs)
-            self._session = _session_folder(around.programs)
+            _remove_abandoned()
+            self._session, self._lock = _session_folder(around.programs)
             self._group = make_group(policy.limits.processes, policy.limits.memory_bytes)
             return await self._launch(policy, around, home, self._session)
         except BaseException:
@@ -180,6 +184,7 @@ class LandlockBackend:
         session, self._session = self._session, None
         if session is not None:
             shutil.rmtree(session, ignore_errors=True)
+            os.close(self._lock)
 
 
 def _check(policy: Policy, home: Path) -> None:
@@ -200,14 +205,42 @@ def _check(policy: Policy, home: Path) -> None:
                 )
 
 
-def _session_folder(programs: Iterable[tuple[str, Path]]) -> Path:
-    """The private folders, new; `programs` can be called from one of them."""
-    session = Path(tempfile.mkdtemp(prefix="kcode-session-")).resolve()
+def _session_folder(programs: Iterable[tuple[str, Path]]) -> tuple[Path, int]:
+    """The private folders, new, and the descriptor that says they are in use; `programs` can be called from one of them."""
+    while True:
+        session = Path(tempfile.mkdtemp(prefix=PREFIX)).resolve()
+        lock = _lock(session)
+        # Before it was locked, another start may have taken it for an abandoned one.
+        if lock is not None and session.is_dir():
+            break
     for name in FOLDERS:
         (session / name).mkdir()
     for name, path in programs:
         (session / "bin" / name).symlink_to(path)
-    return session
+    return session, lock
+
+
+def _remove_abandoned() -> None:
+    """Private folders of sessions whose kcode was killed: nobody holds their lock."""
+    for path in Path(tempfile.gettempdir()).resolve().glob(f"{PREFIX}*"):
+        fd = _lock(path)
+        if fd is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(fd)
+
+
+def _lock(session: Path) -> int | None:
+    """A descriptor that locks the folder as long as it is open; None when it is another user's, or in use."""
+    try:
+        fd = os.open(session, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    with suppress(BlockingIOError):
+        if os.fstat(fd).st_uid == os.getuid():
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+    os.close(fd)
+    return None
 
 
 def _places(policy: Policy, around: Surroundings, git: Protection, session: Path) -> Head:

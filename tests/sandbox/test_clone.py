@@ -10,10 +10,12 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from kcode_sandbox.clone import Clone, Conflict, open_clone
-from kcode_sandbox.policy import Policy
+from kcode_sandbox.errors import SandboxUnavailableError
+from kcode_sandbox.policy import Policy, Profile
 from tests.sandbox.conftest import Start, bash, git, names
 
 
@@ -247,3 +249,10 @@ async def test_the_clone_lives_on_when_its_processes_were_killed(clones: Clones,
     await bash(clone.sandbox, "echo kept > kept; kill -9 -1")
     assert (await clone.sandbox.read("kept")).data == b"kept\n"
     assert await kinds(clone) == {"kept": "added"}
+
+
+@pytest.mark.parametrize("profile", ["read-only", "danger-full-access"])
+async def test_there_is_no_copy_where_nothing_is_written_behind_walls(policy: Policy, tmp_path: Path, profile: Profile) -> None:
+    with pytest.raises(SandboxUnavailableError, match=rf"{profile}.*--sandbox workspace-write"):
+        await open_clone(replace(policy, profile=profile), tmp_path / "store")
+    assert not (tmp_path / "store").exists()

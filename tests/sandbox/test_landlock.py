@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from kcode_sandbox.client import WorkerSandbox
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.landlock import fault_of_kernel
-from kcode_sandbox.policy import Policy
+from kcode_sandbox.policy import Limits, Policy
 from kcode_sandbox.violation import Violation
-from tests.sandbox.conftest import SECRET, Start, bash, exists, git, names, processes_with
+from tests.sandbox.conftest import SECRET, Start, bash, exists, found, git, names, processes_with
 
 pytestmark = pytest.mark.skipif(bool(fault_of_kernel()), reason=fault_of_kernel() or "it can be had")
 
@@ -130,6 +131,44 @@ async def test_everything_ends_with_it(start: Start) -> None:
     await sandbox.close()
     assert processes_with("481516") == []
     assert not exists(Path(home))
+
+
+async def test_what_a_killed_one_left_on_the_disk_goes_with_the_next_start(
+    start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    (tmp_path / "tmp/kcode-session-dead/home").mkdir(parents=True)
+    (tmp_path / "tmp/kcode-other").mkdir()
+    first = await start(backend="landlock")
+    second = await start(backend="landlock")
+    assert len(found(tmp_path / "tmp", "kcode-session-*")) == 2
+    assert exists(tmp_path / "tmp/kcode-other")
+    assert not exists(tmp_path / "tmp/kcode-session-dead")
+    for sandbox in (first, second):
+        assert (await bash(sandbox, "echo kept > $HOME/x && cat $HOME/x")).output == b"kept\n"
+        await sandbox.close()
+    assert found(tmp_path / "tmp", "kcode-session-*") == []
+
+
+BOMBS = {
+    "processes": ("b() { b | b & }; b; sleep 1; true", "at most 64 processes"),
+    "memory": ("python3 -c 'x = bytearray(2 << 30); x[:] = b\"1\" * len(x)'", "MemoryError|memory"),
+    "files": ("head -c 20M /dev/zero > big", "File size limit exceeded|file"),
+}
+
+
+@pytest.mark.parametrize("kind", list(BOMBS))
+async def test_a_bomb_ends_with_its_reason_and_the_session_goes_on(start: Start, kind: str) -> None:
+    script, words = BOMBS[kind]
+    sandbox = await start(backend="landlock", limits=Limits(processes=64, memory_bytes=512 << 20, file_bytes=8 << 20))
+    shell = await sandbox.shell()
+    result = await shell.run(script, 60)
+    told = "\n".join(violation.sentence for violation in result.violations)
+    assert re.search(words, f"{result.output.decode()}\n{told}"), result
+    await shell.restart()
+    assert (await shell.run("echo goes on", 60)).output == b"goes on\n"
+    assert (await bash(sandbox, "echo goes on")).output == b"goes on\n"
 
 
 async def test_it_is_never_chosen_by_itself(policy: Policy, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from kcode_sandbox.protocol import Head
 from kcode_sandbox.worker.events import Events, Reader, Writer
 from kcode_sandbox.worker.files import FileFailure
 from kcode_sandbox.worker.output import Capture
-from kcode_sandbox.worker.processes import Child, Stdio, kill_descendants, send_signal, spawn
+from kcode_sandbox.worker.processes import FULL, Child, Stdio, kill_descendants, send_signal, spawn
 
 DRAIN_S = 2.0
 KILL_PATIENCE_S = 6.0
@@ -82,6 +82,8 @@ def start_failure(line: str) -> FileFailure:
     """The supervisor's "E2 name" as an error that names the program or folder."""
     number, _, what = line[1:].partition(" ")
     code = int(number)
+    if code == errno.EAGAIN:
+        return FileFailure("EAGAIN", what, f"cannot run {what}: {FULL}")
     name = errno.errorcode.get(code, str(code))
     return FileFailure(name, what, f"cannot run {what}: {os.strerror(code)}")
 

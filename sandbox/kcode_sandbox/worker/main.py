@@ -32,7 +32,7 @@ from kcode_sandbox.worker.attached import AttachedCommand, AttachedJob
 from kcode_sandbox.worker.commands import Command, Job
 from kcode_sandbox.worker.events import Events, Reader, Writer
 from kcode_sandbox.worker.files import FileFailure
-from kcode_sandbox.worker.processes import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_descendants, prctl
+from kcode_sandbox.worker.processes import FULL, PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_descendants, prctl
 from kcode_sandbox.worker.proxied import proxy_variables
 from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
@@ -250,6 +250,8 @@ def _stdio_of(head: Head) -> Stdio | None:
 def _failure_of(error: OSError, head: Head) -> FileFailure:
     path = str(head.get("path") or head.get("cwd") or error.filename or "")
     code = errno.errorcode.get(error.errno or 0, "EIO")
+    if code == "EAGAIN":
+        return FileFailure(code, "", FULL)
     reason = error.strerror or str(error)
     hint = {
         "EROFS": "; it is read-only in this sandbox",

@@ -20,6 +20,8 @@ from kcode_sandbox.worker import landlock
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_SET_CHILD_SUBREAPER = 36
+FORK_PATIENCE_S = 2.0
+FULL = "no further process can be started, as many as this sandbox allows are running: end some in the background (jobs, kill)"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # The ruleset that commands, and not this process, stand behind; -1 where they need none.
@@ -64,7 +66,7 @@ def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: 
         landlock.allow_device(_fences[0], os.ttyname(stdio.terminal))
     status_fd, report_fd = os.pipe()
     try:
-        pid = os.fork()
+        pid = _fork()
     except OSError:
         os.close(status_fd)
         os.close(report_fd)
@@ -76,6 +78,18 @@ def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: 
             os._exit(0)
     os.close(report_fd)
     return Child(pid, status_fd)
+
+
+def _fork() -> int:
+    """Waits a moment where there are too many processes: those of a tree that is being ended count until they are gone."""
+    deadline = time.monotonic() + FORK_PATIENCE_S
+    while True:
+        try:
+            return os.fork()
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int) -> None:
@@ -93,7 +107,7 @@ def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], st
     close_all_but(ours)
     supervisor = os.getpid()
     try:
-        main = os.fork()
+        main = _fork()
     except OSError as error:
         os.write(report_fd, f"E{error.errno} {argv[0]}\n".encode(errors="surrogateescape"))
         return

@@ -23,6 +23,8 @@ from kcode_sandbox.worker.terminal import Terminal
 
 INTERRUPT_S = 1.5
 KILL_S = 1.5
+END_PATIENCE_S = 5.0
+END_POLL_S = 0.005
 
 
 class ShellRequest(NamedTuple):
@@ -161,8 +163,7 @@ class Shell:
                 self._current.interrupt()
             request.on_done({}, b"")
         elif action == "restart":
-            self._restart()
-            request.on_done({}, b"")
+            self._restart(request)
         elif action == "state":
             request.on_done({}, os.fsencode(self._cwd) + b"\0" + self._state)
         elif action == "adopt":
@@ -237,10 +238,23 @@ class Shell:
             )
             self._state = state + os.fsencode("\n" + "\n".join(own) + "\n")
 
-    def _restart(self) -> None:
-        """End every terminal and forget what they had exported; the folder is kept."""
-        for run in self._runs():
+    def _restart(self, request: ShellRequest) -> None:
+        """End every terminal and forget what they had exported; the folder is kept.
+
+        Answered once everything is gone: until then it counts against the limit of processes.
+        """
+        ending = self._runs()
+        for run in ending:
             run.terminal.end()
+        deadline = time.monotonic() + END_PATIENCE_S
+
+        def look() -> None:
+            if time.monotonic() < deadline and not all(run.terminal.gone for run in ending):
+                self._events.after(END_POLL_S, look)
+            else:
+                request.on_done({}, b"")
+
+        look()
         self._jobs.clear()
         self._current = None
         self._state = b""

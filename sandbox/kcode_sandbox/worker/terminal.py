@@ -120,6 +120,11 @@ class Terminal:
     def end(self) -> None:
         self._tree.end()
 
+    @property
+    def gone(self) -> bool:
+        """Bash and everything it started."""
+        return self._tree.ended
+
     def _on_state(self, data: bytes) -> None:
         self._state += data
         if len(self._state) > MAX_STATE_BYTES:
