@@ -13,7 +13,9 @@ import subprocess
 import sys
 
 PYTHON = os.environ.get("STAND_IN_PYTHON", sys.executable)
-VALUED = ("--with", "-w", "--from", "-p", "--python", "--index-url", "--project", "--directory", "-n", "--name", "-q")
+VALUED = ("--with", "-w", "--from", "-p", "--python", "--project", "--directory", "-n", "--name")
+INDEX = "--index"
+"""What the options that name a package index begin with; each has a value, which says nothing here."""
 ENV_FILE = 'mkdir -p "$HOME/.local/bin" && : > "$HOME/.local/bin/env"\n'
 VERSION = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
 
@@ -99,7 +101,7 @@ def _tool(words: list[str]) -> int:
     wanted: list[str] = []
     while words and words[0].startswith("-"):
         option, _, value = words.pop(0).partition("=")
-        if option in VALUED and not value and option != "-q":
+        if (option in VALUED or option.startswith(INDEX)) and not value:
             value = words.pop(0) if words else ""
         if option in ("--with", "-w"):
             wanted.append(value)
