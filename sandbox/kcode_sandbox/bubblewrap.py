@@ -208,6 +208,11 @@ class BubblewrapBackend:
         return tuple(self._git.readonly)
 
     @property
+    def linked(self) -> tuple[Path, ...]:
+        """Those of `protected` that are read-only only for a hard link in them."""
+        return tuple(self._git.linked)
+
+    @property
     def landlock(self) -> int:
         """The version of the kernel's interface that the second fence uses; 0 without one."""
         return integer_of(self._facts, "landlock")
@@ -325,7 +330,7 @@ def writable_folders(policy: Policy, git: Protection) -> list[Path]:
 def _evidence(policy: Policy, around: Surroundings, git: Protection, way_out: WayOut | None, group: Group) -> Evidence:
     covered = [*around.covered_files, *around.covered_folders, *around.toolchains.covered, *git.sockets]
     protected = (*git.readonly, *around.venvs)
-    places = Places(policy, protected, tuple(map(Path, covered)), around.toolchains.roots)
+    places = Places(policy, protected, tuple(map(Path, covered)), around.toolchains.roots, tuple(git.linked))
     denials = way_out.proxy.record.denials if way_out is not None else ()
     return Evidence(places, denials, group.folders)
 

@@ -151,6 +151,11 @@ class ContainerBackend:
         return tuple(self._git.readonly)
 
     @property
+    def linked(self) -> tuple[Path, ...]:
+        """Those of `protected` that are read-only only for a hard link in them."""
+        return tuple(self._git.linked)
+
+    @property
     def landlock(self) -> int:
         """The version of the kernel's interface that the second fence uses; 0 without one."""
         return integer_of(self._facts, "landlock")
@@ -216,7 +221,7 @@ class ContainerBackend:
                 raise SandboxUnavailableError(explain(str(error), self._engine, policy.image)) from error
         denials = self.way_out.proxy.record.denials if self.way_out is not None else ()
         covered = tuple(map(Path, self._git.sockets))
-        self._evidence = Evidence(Places(policy, self.protected, covered, ()), denials, ())
+        self._evidence = Evidence(Places(policy, self.protected, covered, (), self.linked), denials, ())
         fault = common_fault(facts, policy) or _leaked(facts, image)
         if fault:
             connection.kill()

@@ -106,7 +106,8 @@ def _explain(policy: Policy, backend: AnyBackend, binaries: Sequence[Candidate],
     toolchains = [str(path) for path in outermost([*around.toolchains.roots, *policy.readable])]
     readable = ["/usr", "/etc (without files that are not everybody's)", *toolchains]
     readable += [] if may_write else [str(policy.workspace)]
-    protected = [str(path) for path in (*backend.protected, *around.venvs)]
+    linked = [str(path) for path in backend.linked]
+    protected = [str(path) for path in (*backend.protected, *around.venvs) if path not in backend.linked]
     private = [HOME, "/tmp", "/var/tmp", "/dev/shm"]
     names = sorted(inner_environment(policy, around, home_of(policy)))
     layers = _layers(policy, backend)
@@ -119,6 +120,7 @@ def _explain(policy: Policy, backend: AnyBackend, binaries: Sequence[Candidate],
         "writable": writable,
         "readable": readable,
         "protected": protected,
+        "linked": linked,
         "private": private,
         "environment": names,
         "limits": asdict(policy.limits),
@@ -132,6 +134,7 @@ def _explain(policy: Policy, backend: AnyBackend, binaries: Sequence[Candidate],
         ("may be written, private to a session and gone with it", tuple(private)),
         ("may be read", tuple(readable)),
         ("read-only though inside the workspace, since it runs or steers programs later", _shortened(protected)),
+        *_linked_section(linked),
         ("does not exist inside", ("everything else: your home folder, its keys, other projects, sockets, other processes",)),
         ("network", (_network(policy),)),
         ("environment variables", (" ".join(names),)),
@@ -154,7 +157,8 @@ def _explain_container(policy: Policy, backend: ContainerBackend, means: Sequenc
     may_write = policy.profile == "workspace-write"
     writable = [str(path) for path in (policy.workspace, *policy.writable)] if may_write else []
     readable = [f"the image {policy.image}", *map(str, policy.readable), *([] if may_write else [str(policy.workspace)])]
-    protected = [str(path) for path in backend.protected]
+    linked = [str(path) for path in backend.linked]
+    protected = [str(path) for path in backend.protected if path not in backend.linked]
     private = [HOME, "/tmp", "/var/tmp", "/dev/shm"]
     fence = f"names once more what may be written (interface {backend.landlock})" if backend.landlock else "not in there"
     layers = {
@@ -172,6 +176,7 @@ def _explain_container(policy: Policy, backend: ContainerBackend, means: Sequenc
         "writable": writable,
         "readable": readable,
         "protected": protected,
+        "linked": linked,
         "private": private,
         "limits": asdict(policy.limits),
         "layers": layers,
@@ -183,6 +188,7 @@ def _explain_container(policy: Policy, backend: ContainerBackend, means: Sequenc
         ("may be written, private to a session and gone with it", tuple(private)),
         ("may be read", tuple(readable)),
         ("read-only though inside the workspace, since it runs or steers programs later", _shortened(protected)),
+        *_linked_section(linked),
         ("does not exist inside", ("everything else of this machine",)),
         ("network", (_network(policy),)),
         ("limits", _limit_lines(policy.limits)),
@@ -258,3 +264,8 @@ def _shortened(paths: Sequence[str]) -> tuple[str, ...]:
         return ("nothing: there is no git repository and no virtual environment",)
     rest = len(paths) - SHOWN_PATHS
     return (*paths[:SHOWN_PATHS], *((f"… and {rest} more (--json lists them)",) if rest > 0 else ()))
+
+
+def _linked_section(linked: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    title = "read-only though inside the workspace, for its hard links to files outside or protected; a copy (cp -r) has none"
+    return ((title, _shortened(linked)),) if linked else ()

@@ -125,6 +125,7 @@ def protect_links(git: Protection, found: Sequence[Path], folders: Sequence[Path
     linked |= {_whole(name.path) for name in names if name.path in exposed and inside[name.identity] < name.names}
     if len(linked) > MAX_SINGLE:
         linked = {_top(path, folders) for path in linked}
+    git.linked = sorted(linked)
     git.readonly = sorted({*git.readonly, *linked}, key=lambda path: (len(path.parts), path))
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from kcode_sandbox.policy import Policy
 from kcode_sandbox.violation import Violation
 
-PROTECTED = "read-only in this sandbox, since it runs or steers programs outside, or is a hard link of a file elsewhere"
+PROTECTED = "read-only in this sandbox, since it runs or steers programs outside"
+LINKED = "read-only in this sandbox, since a hard link makes it, or files in it, one with files outside or protected ones"
+UNLINK = "leave it; ask the user to put a copy in its place (cp -r) and to start anew"
 OUTSIDE = "outside of the workspace nothing may be written in this sandbox"
 READ_ONLY = "this sandbox is read-only"
 HIDDEN = "this sandbox does not show it"
@@ -35,12 +37,16 @@ MAX_FOUND = 5
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """`protected` is read-only in what may otherwise be written, `covered` is there but empty, `visible` may be read."""
+    """`protected` is read-only in what may otherwise be written, `covered` is there but empty, `visible` may be read.
+
+    `linked` are those of `protected` that hold a hard link to a file outside or to a protected one.
+    """
 
     policy: Policy
     protected: tuple[Path, ...] = ()
     covered: tuple[Path, ...] = ()
     visible: tuple[Path, ...] = ()
+    linked: tuple[Path, ...] = ()
 
     def judge(self, path: str, code: str, cwd: str = "") -> Violation | None:
         """The rule that explains the error `code` (an errno name) on `path`; None when no rule of the walls does."""
@@ -49,6 +55,8 @@ class Places:
         inside = place.is_relative_to(policy.workspace) or _below(place, policy.writable)
         writes = code in {"EROFS", "EBUSY", "EACCES", "EPERM"}
         if writes and (_below(place, self.protected) or (code == "EBUSY" and _holds(place, self.protected))):
+            if _below(place, self.linked) or (code == "EBUSY" and _holds(place, self.linked)):
+                return Violation("write", str(place), LINKED, UNLINK)
             return Violation("write", str(place), PROTECTED, "leave it; what has to change there the user changes")
         if code == "EROFS" and policy.profile == "read-only" and inside:
             return Violation("write", str(place), READ_ONLY, "say what should be changed instead")

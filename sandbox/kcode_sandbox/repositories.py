@@ -30,6 +30,8 @@ class Protection:
 
     pinned: list[Path] = field(default_factory=list)
     readonly: list[Path] = field(default_factory=list)
+    linked: list[Path] = field(default_factory=list)
+    """Those of `readonly` that are so only for a hard link in them."""
     shared: list[Path] = field(default_factory=list)
     sockets: list[Path] = field(default_factory=list)
     """Of services outside, which would act for whoever speaks to them."""

@@ -57,3 +57,13 @@ def test_a_kernel_without_such_settings_denies_nothing(tmp_path: Path) -> None:
     means = {one.name: one for one in machine_means(tmp_path)}
     assert means["user namespaces"].works
     assert not means["system call filter"].works
+
+
+async def test_what_hard_links_make_read_only_is_listed_apart(policy: Policy, tmp_path: Path) -> None:
+    (tmp_path / "outside").touch()
+    linked = policy.workspace / "linked"
+    linked.hardlink_to(tmp_path / "outside")
+    explanation = await explain(policy)
+    assert explanation.document["linked"] == [str(linked)]
+    assert str(linked) not in str(explanation.document["protected"])
+    assert any("a copy (cp -r) has none" in title for title, _ in explanation.sections)

@@ -42,6 +42,7 @@ async def test_a_file_outside_is_not_written_through_its_name_inside(start: Star
     assert outside.read_text() == "mine"
     assert [violation.what for violation in result.violations] == [str(workspace / "linked")]
     assert "hard link" in result.violations[0].rule
+    assert "cp -r" in result.violations[0].advice
 
 
 def test_a_store_that_projects_share_is_read_only_as_a_whole(workspace: Path, tmp_path: Path) -> None:
