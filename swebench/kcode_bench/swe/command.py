@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
 from kcode.errors import KcodeError, StartError
 from kcode.paths import find_paths
+from kcode_bench.options import with_options
 from kcode_bench.swe.agent import Terms
 from kcode_bench.swe.environment import EnvironmentFailed, Kind, build, write_whole
 from kcode_bench.swe.gold import check_gold
@@ -23,7 +22,6 @@ from kcode_bench.swe.runs import Ground, Run, check_folder, work_through
 from kcode_bench.swe.sources import check_source
 from kcode_bench.swe.specs import load_specs, unknown_tables
 
-Decorated = TypeVar("Decorated", bound=Callable[..., object])
 NO_DOCKER = "--env docker: the official images are not driven yet; use bwrap, or the official harness on preds.json"
 SEEDED = "https://github.com"
 
@@ -47,23 +45,14 @@ _GROUND = (
 )
 
 
-def _with(options: tuple[Callable[[Decorated], Decorated], ...]) -> Callable[[Decorated], Decorated]:
-    def add(function: Decorated) -> Decorated:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
-
-
 @click.group()
 def command() -> None:
     """Tasks in the form of SWE-bench: check them, let kcode work on them, grade patches."""
 
 
 @command.command("check-gold")
-@_with(_ROWS)
-@_with(_GROUND)
+@with_options(_ROWS)
+@with_options(_GROUND)
 def check_gold_command(
     dataset: Path,
     ids: tuple[str, ...],
@@ -121,8 +110,8 @@ def _gold(ground: Ground, row: Row) -> dict[str, object]:
 
 
 @command.command("run")
-@_with(_ROWS)
-@_with(_GROUND)
+@with_options(_ROWS)
+@with_options(_GROUND)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Results; a run goes on where it was.")
 @click.option("--name", default="kcode", show_default=True, help="model_name_or_path of the predictions.")
 @click.option("--run-id", default="run", show_default=True, help="Part of the report's name.")
@@ -171,8 +160,8 @@ def run_command(
 
 
 @command.command("eval")
-@_with(_ROWS)
-@_with(_GROUND)
+@with_options(_ROWS)
+@with_options(_GROUND)
 @click.option("--predictions", "--preds", type=click.Path(path_type=Path), required=True, metavar="FILE", help="json or jsonl.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Results; a run goes on where it was.")
 @click.option("--run-id", default="eval", show_default=True, help="Part of the report's name.")

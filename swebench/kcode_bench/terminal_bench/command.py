@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TypeVar
 
 import click
 
 from kcode.errors import Aborted, StartError
 from kcode_bench.executor import Executor, executor_named
+from kcode_bench.options import with_options
 from kcode_bench.swe.environment import write_whole
 from kcode_bench.terminal_bench.results import job_result, reward_of, summary, told
 from kcode_bench.terminal_bench.task import Task, find_tasks, read_task
 from kcode_bench.terminal_bench.trial import AgentName, Terms, Trial, finished, run_trial
-
-Decorated = TypeVar("Decorated", bound=Callable[..., object])
 
 _CHOICE = (
     click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH..."),
@@ -36,15 +34,6 @@ _CHOICE = (
     click.option("--timeout-multiplier", type=click.FloatRange(min=0.01), default=1.0, show_default=True),
     click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line."),
 )
-
-
-def _with(options: tuple[Callable[[Decorated], Decorated], ...]) -> Callable[[Decorated], Decorated]:
-    def add(function: Decorated) -> Decorated:
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return add
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +55,7 @@ def command() -> None:
 
 
 @command.command("check")
-@_with(_CHOICE)
+@with_options(_CHOICE)
 def check_command(
     paths: tuple[Path, ...],
     ids: tuple[str, ...],
@@ -117,7 +106,7 @@ def _verdict(task: Task, folder: Path, results: dict[str, dict[str, object]]) ->
 
 
 @command.command("run")
-@_with(_CHOICE)
+@with_options(_CHOICE)
 @click.option("-m", "--model", metavar="NAME", help="As for kcode itself.")
 @click.option("--base-url", metavar="URL", help="As for kcode itself.")
 @click.option("--profile", metavar="NAME", help="As for kcode itself.")
