@@ -59,9 +59,12 @@ class LinkSearch:
         return [Path(os.fsdecode(name)) for name in output.split(b"\0") if name]
 
     def stop(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.communicate()
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
 
 
 def _walked(folders: Iterable[Path]) -> Iterator[Path]:

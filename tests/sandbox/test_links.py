@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,15 @@ def test_links_are_found_without_the_program_find(workspace: Path, monkeypatch: 
     monkeypatch.setattr("kcode_sandbox.links.PROGRAM", "find-that-is-not-there")
     assert sorted(LinkSearch((workspace, workspace / "in")).result()) == sorted(found)
     assert len(found) == 2
+
+
+def test_a_search_that_has_ended_can_be_stopped_and_leaves_nothing_open(workspace: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        for use in (LinkSearch.stop, LinkSearch.result):
+            search = LinkSearch((workspace,))
+            use(search)
+            search.stop()
+            before = len(os.listdir("/proc/self/fd"))
+            del search
+            assert len(os.listdir("/proc/self/fd")) == before
