@@ -77,7 +77,9 @@ class Place:
     def environment(self, **more: str) -> dict[str, str]:
         dropped = ("KCODE_", "COV_", "GITHUB_", "CI_", "PYTEST_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-        return kept | {"KCODE_HOME": str(self.folder / "home")} | more
+        # What PATH does not lead to is not there inside: the Python that has pytest is, as in an activated environment.
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", os.defpath)])
+        return kept | {"KCODE_HOME": str(self.folder / "home"), "PATH": path} | more
 
     def run(self, replies: list[Json], *arguments: str, test: str = TEST, stdin: str = "", **environment: str) -> Ended:
         script = self.folder / "script.json"
