@@ -15,7 +15,17 @@ from kcode_prompts.prompt import load
 from kcode_sandbox.sandbox import Sandbox
 
 FAILURE = re.compile(r"\b(?:fail(?:s|ed|ing|ure|ures)?|broken)\b|(?:^|[\s/])test_\w+|\.test\.", re.IGNORECASE)
-MISTAKE = re.compile(r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE)
+MISTAKE = re.compile(
+    r"\b(?:fix(?:es|ed)?|bugs?|repair|wrong(?:ly)?|incorrect(?:ly)?|errors?|crash(?:es|ed)?|mistakes?)\b", re.IGNORECASE
+)
+# What is, and what should be: said of what exists it names a mistake, after `add` it describes a wish.
+DIFFERS = re.compile(
+    r"\b(?:returns?|gives?|yields?|prints?|raises?|shows?|produces?|gets?|got)\b[^\n]{1,200}?"
+    r"\b(?:should|must|ought to|supposed to|expected|instead of|rather than)\b"
+    r"|\bexpected\b[^\n]{1,200}?\b(?:got|but)\b",
+    re.IGNORECASE,
+)
+WISH = re.compile(r"\s*(?:please\s+)?(?:add|write|create|implement|introduce|rename|make|let|document)\b", re.IGNORECASE)
 EXPLAIN = re.compile(
     r"\s*(?:please\s+)?(?:explain|describe|summari[sz]e|tell me|what|why|where|which|who|when|how)\b", re.IGNORECASE
 )
@@ -38,7 +48,9 @@ def tells_of_failure(text: str) -> bool:
 
 def tells_of_mistake(text: str) -> bool:
     """Whether the message wants something repaired, as failing tests would show."""
-    return FAILURE.search(text) is not None or MISTAKE.search(text) is not None
+    if FAILURE.search(text) or MISTAKE.search(text):
+        return True
+    return DIFFERS.search(text) is not None and WISH.match(text) is None
 
 
 async def kind_of(steps: Steps, text: str, seed: int) -> Kind:
