@@ -16,11 +16,22 @@ from dataclasses import dataclass
 from kcode.errors import EngineDied, ModelError
 from kcode.guided import rewrite
 from kcode.guided.change import Change
-from kcode.guided.goal import Goal, choose, named_target
+from kcode.guided.goal import Goal, choose, missing_packages, named_target
+from kcode.guided.reproduction import as_said, fails_as_said, reproduce
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
-from kcode.guided.talk import answer, greet, kind_of, names_code, tells_of_failure, tells_of_mistake
-from kcode.guided.trial import FIRST_TIMEOUT_S, Refused, accepted, clean, forget_reads, last_report, run_tests, timeout_after
+from kcode.guided.talk import answer, greet, kind_of, names_code, says_what_is_wrong, tells_of_failure, tells_of_mistake
+from kcode.guided.trial import (
+    FIRST_TIMEOUT_S,
+    Refused,
+    accepted,
+    clean,
+    forget_reads,
+    last_report,
+    run_tests,
+    tests_tool,
+    timeout_after,
+)
 from kcode.loop import work
 from kcode.model import TextModel, Usage
 from kcode.repomap import load_sources
@@ -65,7 +76,8 @@ class Guided:
         if not steps.model.binds_answers:
             steps.notice("warning", f"{steps.model.name} cannot be bound to what exists; it works freely")
             return await work(steps, text)
-        kind = "task" if tells_of_failure(text) else await kind_of(steps, text, self.seed)
+        is_task = tells_of_failure(text) or says_what_is_wrong(text)
+        kind = "task" if is_task else await kind_of(steps, text, self.seed)
         if kind == "greeting":
             return await greet(steps, text)
         if kind == "question":
@@ -80,10 +92,9 @@ class Guided:
         if goal is not None:
             return await self._repair(steps, text, goal)
         before = last_report(steps) if tells_of_mistake(text) else await run_tests(steps, FIRST_TIMEOUT_S)
-        says_nothing = before is not None and (before.ok or not before.passed)
-        if before is not None and says_nothing and tells_of_failure(text) and not await names_code(self.sandbox, text):
-            found = f"no test fails ({before.counts})" if before.ok else re.split(r"[;\n]", before.problem)[0].rstrip(".")
-            reason = f"{found}, and the message names nothing else to change"
+        reason = await self._silence(before) if before is not None and tells_of_failure(text) else ""
+        if reason and not await names_code(self.sandbox, text):
+            reason += ", and the message names nothing else to change"
             return Ending("limit", reason, f"Not done: {reason}.")
         return await Change(steps, self.sandbox, self.seed, text, before).carry_out()
 
@@ -92,6 +103,8 @@ class Guided:
         files = await load_sources(self.sandbox, words_of(text))
         forget_reads(steps)
         suspects = find_suspects(files, text, goal.wanted, MAX_SUSPECTS, goal.before.calls)
+        if not suspects and goal.is_extra:
+            return await Change(steps, self.sandbox, self.seed, text, await run_tests(steps, FIRST_TIMEOUT_S)).carry_out()
         if not suspects:
             steps.notice("info", "no function stands out as the cause; the model chooses where to change something")
             before = goal.before
@@ -127,16 +140,51 @@ class Guided:
         return Ending("limit", reason, f"Not fixed: {reason}. Still failing: {goal.before.counts}.", self.attempts)
 
     async def _goal(self, steps: Steps, text: str) -> Goal | None:
-        """What must pass; None when no test fails. A test that the task names is run alone, before all of them are."""
+        """What must pass; None when no test fails. A test that the task names is run alone, before all of them are.
+
+        What the message says of a call comes first: such a test takes a moment, and finds the functions that matter.
+        """
+        extra = await self._said(steps, text)
+        if extra is not None:
+            return extra
         for target in (named_target(text), ""):
             report = await run_tests(steps, FIRST_TIMEOUT_S, target, calls_wanted=True)
             if report is None:
+                return None
+            if missing := await self._missing(report):
+                steps.notice("warning", f"the tests cannot say what is wrong: {missing}")
                 return None
             if report.failing and not report.ok:
                 return choose(text, report, target)
             if not target:
                 return None
         return None
+
+    async def _said(self, steps: Steps, text: str) -> Goal | None:
+        """The goal that what the message says becomes true; None when it says nothing that can be tested, or it is not so."""
+        found = reproduce(text, await load_sources(self.sandbox, words_of(text)))
+        if found is None or tests_tool(steps) is None:
+            return None
+        for path, data in found.files.items():
+            await self.sandbox.write(path, data)
+        report = await run_tests(steps, FIRST_TIMEOUT_S, found.path, calls_wanted=True)
+        if report is None or not fails_as_said(report):
+            steps.notice("info", f"what is said of {found.said[0].call} is not what a test of it shows")
+            return None
+        return Goal(report, as_said(report), None, found.path, is_extra=True)
+
+    async def _missing(self, report: TestReport) -> str:
+        """What has to be installed before the tests can say something, in words; "" for nothing."""
+        packages = missing_packages(report, [stat.path for stat in await self.sandbox.list_files(".")])
+        return f"{', '.join(packages)} {'is' if len(packages) == 1 else 'are'} not installed" if packages else ""
+
+    async def _silence(self, report: TestReport) -> str:
+        """Why a run shows nothing to repair; "" when it does."""
+        if report.ok:
+            return f"no test fails ({report.counts})"
+        if missing := await self._missing(report):
+            return f"the tests cannot say what is wrong, {missing}"
+        return "" if report.passed else re.split(r"[;\n]", report.problem)[0].rstrip(".")
 
     async def _apply(self, steps: Steps, repair: Repair) -> bool:
         arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}
@@ -152,7 +200,7 @@ class Guided:
             if report is None or goal.refused_by(report):
                 return goal, None
         report = await run_tests(steps, timeout_s, recorded=True)
-        if report is not None and goal.known is None and goal.broken(report):
+        if report is not None and goal.is_unclear(report):
             repaired = await steps.snapshot()
             await clean(steps, untouched)
             first = await run_tests(steps, timeout_s)
@@ -228,8 +276,14 @@ class Guided:
 
 
 def success(repair: Repair, goal: Goal, after: TestReport) -> str:
+    done = f"Fixed {repair.suspect.label}. {repair.why}"
     others = "" if after.ok else " The tests that still fail failed before, too."
-    return f"Fixed {repair.suspect.label}. {repair.why} Tests: {goal.before.counts} before, {after.counts} now.{others}"
+    if not goal.is_extra:
+        return f"{done} Tests: {goal.before.counts} before, {after.counts} now.{others}"
+    judged = (
+        f"Tests: {after.counts}.{others}" if after.passed else f"The project's own tests say nothing: {after.counts}, as before."
+    )
+    return f"{done} It is now as the message says it should be. {judged}"
 
 
 def as_repair(proposal: Proposal, tried: set[str]) -> Repair:

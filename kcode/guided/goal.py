@@ -11,6 +11,10 @@ from kcode.tools.testing.report import FailingTest, TestReport
 
 NAMED = re.compile(r"[\w./-]+\.\w+(?:::[\w.:-]+(?:\[[^\]\s]*\])?)?")
 BROKEN_FILE = re.compile(r'File "([^"]+)", line \d+[^"]*\n(?:\w+\.)*(?:SyntaxError|IndentationError|TabError)\b')
+MISSING = re.compile(
+    r"ModuleNotFoundError: No module named '([\w.]+)'|PackageNotFoundError: (?:No package metadata was found for )?([\w.-]+)"
+    r"|Cannot find (?:module|package) '((?:@[\w.-]+/)?[\w-][\w.-]*)"
+)
 # A whole run below this is not worth a smaller one before it.
 LONG_RUN_S = 4.0
 
@@ -19,13 +23,16 @@ LONG_RUN_S = 4.0
 class Goal:
     """`wanted` must pass. `known` are ids of other tests that failed before; None when only a part of the tests was run.
 
-    `target` selects the wanted tests for run_tests, and hardly any others; "" when one target cannot.
+    `target` selects the wanted tests for run_tests, and hardly any others; "" when one target cannot. Of tests that are no part
+    of the project `is_extra` is true: a whole run leaves them out, and `unrun` is why one said nothing of the tree as it was.
     """
 
     before: TestReport
     wanted: tuple[FailingTest, ...]
     known: frozenset[str] | None
     target: str
+    is_extra: bool = False
+    unrun: str = ""
 
     @property
     def essential(self) -> TestReport:
@@ -35,7 +42,7 @@ class Goal:
     @property
     def quick(self) -> str:
         """What to run before everything else is run, since it takes so much less; "" for nothing."""
-        return self.target if self.known is None or self.before.duration_s > LONG_RUN_S else ""
+        return self.target if self.is_extra or self.known is None or self.before.duration_s > LONG_RUN_S else ""
 
     def refused_by(self, report: TestReport) -> bool:
         """Whether a run of `quick` shows that a repair is wrong; it cannot show that one is right."""
@@ -48,16 +55,22 @@ class Goal:
         return sorted(ids(report.failing) - wanted - (self.known or frozenset()))
 
     def met(self, report: TestReport) -> bool:
-        """Whether a whole run shows that the goal is reached."""
+        """Whether a whole run shows that the goal is reached; of extra tests `quick` has shown that they pass."""
         if report.ok:
             return True
+        if self.is_extra:
+            return not self.broken(report) and (not report.problem or bool(self.unrun))
         if report.problem or not report.passed or not report.failing or ids(report.failing) & ids(self.wanted):
             return False
         return not self.broken(report)
 
     def knowing(self, clean: TestReport) -> Goal:
         """The goal after a whole run on the tree without any repair."""
-        return replace(self, known=ids(clean.failing) - ids(self.wanted))
+        return replace(self, known=ids(clean.failing) - ids(self.wanted), unrun=clean.problem)
+
+    def is_unclear(self, report: TestReport) -> bool:
+        """Whether a whole run says something bad that may have been so before."""
+        return self.known is None and bool(self.broken(report) or (self.is_extra and report.problem))
 
 
 def ids(tests: Iterable[FailingTest]) -> frozenset[str]:
@@ -88,6 +101,22 @@ def reaching(report: TestReport) -> tuple[FailingTest, ...]:
     idle = {test.test for test in report.calls if all(TEST_PATH.search(path) for path, _ in test.places)}
     found = tuple(test for test in report.failing if test.id not in idle and not is_broken_itself(test))
     return found or report.failing
+
+
+def missing_packages(report: TestReport, own: Iterable[str]) -> tuple[str, ...]:
+    """What has to be installed before any failing test can say something of the code; empty when one of them does already.
+
+    `own` are the paths of the project's files: that one of its modules is not found is a mistake in the code.
+    """
+    modules = {part.removesuffix(".py") for path in own for part in path.split("/")}
+    found: dict[str, None] = {}
+    for test in report.failing:
+        missing = MISSING.search(test.message)
+        module = missing[1].partition(".")[0] if missing is not None and missing[1] else ""
+        if missing is None or module in modules:
+            return ()
+        found[module or missing[2] or missing[3]] = None
+    return tuple(found)
 
 
 def is_broken_itself(test: FailingTest) -> bool:

@@ -24,19 +24,24 @@ TEMPERATURES = (0.0, 0.5, 0.8, 1.0)
 
 
 def brief(task: str, failing: str, suspects: Sequence[Suspect]) -> str:
-    """The user message: the task, what fails, and the files of the suspects."""
+    """The user message: the task, what fails, and the files of the suspects, whole as long as they are short together."""
     shown: list[str] = []
-    for suspect in suspects:
-        if all(suspect.path not in part.split("\n", 1)[0] for part in shown):
-            text = suspect.file.text if len(suspect.file.text) <= MAX_FILE_CHARS else excerpt(suspect)
-            shown.append(f"{suspect.path}:\n```{language_of(suspect.path) or ''}\n{text.rstrip()}\n```")
+    room = MAX_FILE_CHARS
+    for path in dict.fromkeys(suspect.path for suspect in suspects):
+        found = [suspect for suspect in suspects if suspect.path == path]
+        text = found[0].file.text
+        if len(text) > room:
+            text = excerpt(found, room // 4)
+        room = max(room - len(text), 0)
+        shown.append(f"{path}:\n```{language_of(path) or ''}\n{text.rstrip()}\n```")
     return load("guided/brief", task=task, failing=failing[:MAX_FAILING_CHARS], files="\n\n".join(shown))
 
 
-def excerpt(suspect: Suspect) -> str:
-    """The head of a long file and the suspect itself."""
-    head = suspect.file.text[: MAX_FILE_CHARS // 4].rsplit("\n", 1)[0]
-    return f"{head}\n\n# […]\n\n{suspect.code}"
+def excerpt(suspects: Sequence[Suspect], head_chars: int) -> str:
+    """The head of a long file and the suspects in it."""
+    head = suspects[0].file.text[:head_chars].rpartition("\n")[0]
+    parts = [head, *(suspect.code for suspect in sorted(suspects, key=lambda suspect: suspect.symbol.start_line))]
+    return "\n\n# […]\n\n".join(part for part in parts if part)
 
 
 def question(suspect: Suspect) -> str:

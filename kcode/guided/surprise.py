@@ -10,6 +10,9 @@ rewrite.
 from __future__ import annotations
 
 import asyncio
+import re
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
@@ -35,6 +38,14 @@ ENOUGH_GAIN = 5.0
 MANY_RESCORED = 8
 FAIR_GAIN = 1.0
 RESCORED_AT_ONCE = 4
+# How much of the function after an edit is read again: what follows farther away hardly depends on it, and reading takes time.
+HORIZON_BYTES = 800
+# So much shows of most edits that they are worse; only what does not lose HOPELESS there is read on to the horizon.
+NEAR_BYTES = 160
+HOPELESS = -6.0
+# A table or a long call surprises in every token: other lines have their turn as well.
+MAX_PLACES_OF_LINE = 2
+REMARK = re.compile(r"\s+(?:#|//) [^'\"`]*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,12 @@ async def propose(model: TextModel, suspect: Suspect, spend: Spend) -> list[Prop
     edits = distinct(suspect.file.text, suspect.path, [edit for some in found for edit in some])
     scored: list[Edit] = []
     for start in range(0, min(len(edits), MAX_RESCORED), RESCORED_AT_ONCE):
-        scored += await asyncio.gather(*(reading.rescored(edit, scores) for edit in edits[start : start + RESCORED_AT_ONCE]))
+        some = edits[start : start + RESCORED_AT_ONCE]
+        near = await asyncio.gather(*(reading.rescored(edit, scores, NEAR_BYTES) for edit in some))
+        hopeful = [edit for edit in near if edit.gain > HOPELESS]
+        far = [edit for edit in hopeful if not reading.is_read(edit, NEAR_BYTES)]
+        scored += [edit for edit in near if edit not in far]
+        scored += await asyncio.gather(*(reading.rescored(edit, scores, HORIZON_BYTES) for edit in far))
         best = max(edit.gain for edit in scored)
         if best >= ENOUGH_GAIN or (len(scored) >= MANY_RESCORED and best >= FAIR_GAIN):
             break
@@ -127,14 +143,24 @@ class Reading:
                 ):
                     places.append(Place(score, choice, margin))
         places.sort(key=lambda place: -place.margin)
-        return places[:MAX_PLACES]
+        found: list[Place] = []
+        of_line: Counter[int] = Counter()
+        for place in places:
+            line = self._line_at(place.score.start)
+            of_line[line] += 1
+            if of_line[line] <= MAX_PLACES_OF_LINE:
+                found.append(place)
+        return found[:MAX_PLACES]
+
+    def _line_at(self, at: int) -> int:
+        return bisect_right(self._starts, at, hi=len(self._lines)) - 1
 
     async def edits(self, place: Place) -> list[Edit]:
         """What comes of the model's choice: the line replaced, a line put before it, a line left out, one token changed."""
         at = place.score.start
         if self._window[at] & 0xC0 == 0x80:
             return []  # inside a character, where no edit can begin
-        line = max(number for number in range(len(self._lines)) if self._starts[number] <= at)
+        line = self._line_at(at)
         column = at - self._starts[line]
         head = self._lines[line].encode()[:column].decode()
         written = head + place.choice.text
@@ -145,7 +171,8 @@ class Reading:
             self._spend(more.usage)
             written += more.text
         block = whole_lines(written)
-        edits = [self._spliced(line, line + 1, block, place)]
+        replacing = [*block[:-1], with_remark(block[-1], self._lines[line])]
+        edits = [self._spliced(line, line + 1, replacing, place)]
         if not head.strip():
             edits.append(self._spliced(line, line, block, place))
         if line + 1 < len(self._lines) and block and block[-1].strip() == self._lines[line + 1].strip():
@@ -155,14 +182,24 @@ class Reading:
         edits.append(Edit(self._whole(swapped), line + self._before.count(b"\n"), place.margin))
         return edits
 
-    async def rescored(self, edit: Edit, scores: Sequence[TokenScore]) -> Edit:
-        """With its gain: the likelihood from the changed line on, after less before."""
+    def is_read(self, edit: Edit, horizon: int) -> bool:
+        """Whether there is no more to read behind that horizon."""
+        return after_horizon(self._window, self._window_of(edit), horizon) == 0
+
+    def _window_of(self, edit: Edit) -> bytes:
+        data = edit.text.encode()
+        return data[len(self._before) : len(data) - len(self._after)]
+
+    async def rescored(self, edit: Edit, scores: Sequence[TokenScore], horizon: int) -> Edit:
+        """With its gain: the likelihood from the changed line to `horizon` bytes behind it, after less before."""
         line = edit.line - self._before.count(b"\n")
         start = max(self._body, self._starts[line])
-        window = edit.text.encode()[len(self._before) : len(edit.text.encode()) - len(self._after)]
-        scored = await self._model.score(window.decode(), start, 1)
+        window = self._window_of(edit)
+        left = after_horizon(self._window, window, horizon)
+        scored = await self._model.score(window[: len(window) - left].decode(), start, 1)
         self._spend(scored.usage)
-        before = sum(score.logprob for score in scores if score.start + score.length > start)
+        end = len(self._window) - left
+        before = sum(score.logprob for score in scores if score.start + score.length > start and score.start < end)
         gain = sum(score.logprob for score in scored.tokens) - before
         return Edit(edit.text, edit.line, edit.margin, gain - CHANGE_COST * changed_chars(self._window.decode(), window.decode()))
 
@@ -172,6 +209,19 @@ class Reading:
 
     def _whole(self, window: bytes) -> str:
         return (self._before + window + self._after).decode(errors="replace")
+
+
+def after_horizon(old: bytes, new: bytes, horizon: int) -> int:
+    """How many bytes at the end of both are whole lines farther than `horizon` bytes behind the last difference."""
+    same = 0
+    for was, now in zip(reversed(old), reversed(new), strict=False):
+        if was != now:
+            break
+        same += 1
+    if same <= horizon:
+        return 0
+    cut = old.find(b"\n", len(old) - same + horizon)
+    return 0 if cut < 0 else len(old) - cut - 1
 
 
 def changed_chars(old: str, new: str) -> int:
@@ -184,6 +234,13 @@ def changed_chars(old: str, new: str) -> int:
     was, now = "\n".join(before), "\n".join(after)
     same = sum(block.size for block in SequenceMatcher(None, was, now, autojunk=False).get_matching_blocks())
     return max(len(was), len(now)) - same
+
+
+def with_remark(new: str, old: str) -> str:
+    """The new line with the remark at the end of the old one, which the model had no reason to repeat."""
+    remark = REMARK.search(old)
+    is_code = new.strip() and remark is not None and old[: remark.start()].strip()
+    return new if not is_code or remark is None or REMARK.search(new) else new.rstrip() + remark[0]
 
 
 def is_only_comment(old: str, new: str) -> bool:

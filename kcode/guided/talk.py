@@ -7,6 +7,7 @@ from typing import Literal
 
 from kcode.guided.choice import choose, preferences
 from kcode.guided.relevance import seed_text
+from kcode.guided.sayings import sayings
 from kcode.guided.suspects import words_of
 from kcode.repomap import TEST_PATH, is_mentioned, load_sources
 from kcode.steps import Steps
@@ -46,9 +47,14 @@ def tells_of_failure(text: str) -> bool:
     return "?" not in text and FAILURE.search(text) is not None
 
 
+def says_what_is_wrong(text: str) -> bool:
+    """Whether the message says of a call what it gives and what it should give, and does not ask why."""
+    return "?" not in text and bool(sayings(text))
+
+
 def tells_of_mistake(text: str) -> bool:
     """Whether the message wants something repaired, as failing tests would show."""
-    if FAILURE.search(text) or MISTAKE.search(text):
+    if FAILURE.search(text) or MISTAKE.search(text) or says_what_is_wrong(text):
         return True
     return DIFFERS.search(text) is not None and WISH.match(text) is None
 

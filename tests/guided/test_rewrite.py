@@ -75,3 +75,22 @@ def test_a_version_is_new_once_whatever_its_margin_and_blank_lines() -> None:
     assert is_new("def f():\n    return 1", tried)
     assert not is_new("    def f():\n\n        return 1  \n", tried)
     assert is_new("def f():\n  return 1", tried)
+
+
+def test_all_suspects_of_a_long_file_are_shown() -> None:
+    text = "import os\n\n" + "\n\n".join(f"def f{number}():\n    return '{'x' * 500}{number}'" for number in range(20)) + "\n"
+    shown = brief("fix it", "FAILED", [suspect("a.py", text, "f3"), suspect("a.py", text, "f17")])
+    assert "x3'" in shown
+    assert "x17'" in shown
+    assert "x9'" not in shown
+    assert len(shown) < MAX_FILE_CHARS
+
+
+def test_files_are_shown_whole_as_long_as_they_are_short_together() -> None:
+    texts = {
+        name: f"TOP = '{'t' * 2000}'\n\n\ndef {name}():\n    return {'x' * 1500!r}\n\n\nEND = {name!r}\n" for name in ("a", "b")
+    }
+    shown = brief("fix it", "FAILED", [suspect(f"{name}.py", text, name) for name, text in texts.items()])
+    assert "END = 'a'" in shown
+    assert "END = 'b'" not in shown
+    assert "def b():" in shown

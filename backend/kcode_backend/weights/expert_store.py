@@ -100,7 +100,8 @@ class ExpertStore:
         if slots < LEAST_SLOTS:
             raise ModelFileError(
                 f"{self._ram_bytes / 1e9:.2f} GB for experts hold {slots} of {total} experts of "
-                f"{self._slot_bytes / 1e6:.1f} MB; at least {LEAST_SLOTS} have to fit: give more with --expert-ram"
+                f"{self._slot_bytes / 1e6:.1f} MB; at least {LEAST_SLOTS} have to fit: "
+                "give more (expert_ram_gb in the settings, --expert-ram of kcode serve)"
             )
         arena = mmap.mmap(-1, slots * self._slot_bytes)
         with contextlib.suppress(AttributeError, OSError):

@@ -172,7 +172,7 @@ def plain_plan(
     for name in target.ids or (".",):
         path = name.partition("::")[0].removeprefix("./").rstrip("/")
         below = [entry for entry in paths if is_python_test(entry) and (path in {"", "."} or entry.startswith(path + "/"))]
-        chosen += [name] if path in paths else sorted(below)
+        chosen += [name] if path in paths or path.startswith("/") else sorted(below)
     if not chosen:
         return NoPlan("no Python test files (test_*.py, *_test.py)" + (f" below {wanted.target}" if wanted.target else ""))
     runner = f"{wanted.plugins}/plain_runner.py"

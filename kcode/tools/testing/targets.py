@@ -35,6 +35,8 @@ def python_target(target: str, pattern: str, paths: Sequence[str]) -> PythonTarg
         same = [entry for entry in paths if entry.rpartition("/")[2] == path.rpartition("/")[2]]
         if len(same) == 1:
             return PythonTarget((same[0] + separator + inside,), pattern)
+        if path.startswith("/") and path.endswith(".py"):
+            return PythonTarget((path + separator + inside,), pattern)  # outside of the workspace, where nothing is listed
         near = ", ".join(same[:5] or [entry for entry in paths if is_python_test(entry)][:5])
         return f"there is no {path}; test files are: {near or 'none'}"
     return dotted_target(path, pattern, paths) or PythonTarget((), pattern or path)

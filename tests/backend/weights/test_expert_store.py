@@ -129,7 +129,7 @@ def test_what_was_chosen_often_is_remembered(folder: Path, tmp_path: Path) -> No
 
 def test_too_little_memory_is_refused_with_the_numbers(folder: Path) -> None:
     with pytest.raises(
-        ModelFileError, match=r"hold 1 of 48 experts of 0\.0 MB; at least 2 have to fit: give more with --expert-ram"
+        ModelFileError, match=r"hold 1 of 48 experts of 0\.0 MB; at least 2 have to fit: give more \(expert_ram_gb in"
     ):
         open_store(folder, 1.5)
 
