@@ -36,6 +36,7 @@ class Terms:
 
     options: tuple[str, ...]
     time_limit_s: float
+    seed: int
 
 
 class Agents:
@@ -100,6 +101,7 @@ def _argv(terms: Terms, place: Place, kind: Kind, prompt: Path, folder: Path) ->
     return [
         *(sys.executable, "-m", "kcode", "--prompt-file", str(prompt), "--output-format", "json", "--cd", str(place.tree)),
         *("--output-dir", str(folder / "session"), "--time-limit", f"{terms.time_limit_s:g}", "--approval-mode", "auto"),
+        *("--seed", str(terms.seed)),
         *(walls if kind == "bwrap" else ["--sandbox", "danger-full-access"]),
         *terms.options,
     ]

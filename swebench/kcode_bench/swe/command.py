@@ -13,10 +13,11 @@ from kcode.errors import KcodeError, StartError
 from kcode.paths import find_paths
 from kcode_bench.options import with_options
 from kcode_bench.swe.agent import Terms
+from kcode_bench.swe.compare import compare
 from kcode_bench.swe.environment import EnvironmentFailed, Kind, build, write_whole
 from kcode_bench.swe.gold import check_gold
 from kcode_bench.swe.log_parsers import parser_named
-from kcode_bench.swe.results import Folder, Prediction, official_report, read_predictions, summary
+from kcode_bench.swe.results import Folder, Prediction, official_report, pass_rates, read_predictions, summary
 from kcode_bench.swe.rows import Choice, Row, choose, read_rows
 from kcode_bench.swe.runs import Ground, Run, check_folder, work_through
 from kcode_bench.swe.sources import check_source
@@ -118,7 +119,16 @@ def _gold(ground: Ground, row: Row) -> dict[str, object]:
 @click.option("-m", "--model", metavar="NAME", help="As for kcode itself.")
 @click.option("--base-url", metavar="URL", help="As for kcode itself.")
 @click.option("--profile", metavar="NAME", help="As for kcode itself.")
-@click.option("--seed", type=int, metavar="N", help="Of the sampler.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N", help="Of the first attempt.")
+@click.option(
+    "--attempts",
+    type=click.IntRange(1, 100),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Independent attempts at each instance, each graded, for pass@k; the seed is one higher each time. (Not what `kcode -p` "
+    "calls so: that chooses one of several by the tests it sees.)",
+)
 @click.option("--max-turns", type=click.IntRange(min=1), metavar="N", help="Model calls per instance.")
 @click.option("--time-limit", type=click.FloatRange(min=1), default=1800.0, show_default=True, metavar="S", help="Per instance.")
 @click.option("--no-check-gold", is_flag=True, help="Do not ask first whether an instance can be graded here.")
@@ -141,7 +151,8 @@ def run_command(
     model: str | None,
     base_url: str | None,
     profile: str | None,
-    seed: int | None,
+    seed: int,
+    attempts: int,
     max_turns: int | None,
     time_limit: float,
     no_check_gold: bool,
@@ -152,11 +163,13 @@ def run_command(
     """
     rows = _rows(dataset, Choice(_split(ids), pattern, part, limit))
     ground = replace(_ground(repo_source, specs, kind, env_dir, test_limit, rows), check_gold=not no_check_gold)
-    given = {"--model": model, "--base-url": base_url, "--profile": profile, "--seed": seed, "--max-turns": max_turns}
-    terms = Terms(tuple(word for flag, value in given.items() if value is not None for word in (flag, str(value))), time_limit)
-    folder = check_folder(out)
-    run = Run(ground, folder, name, terms, folder.predictions())
-    return _work(run, rows, workers, run_id, "run", as_json)
+    given = {"--model": model, "--base-url": base_url, "--profile": profile, "--max-turns": max_turns}
+    options = tuple(word for flag, value in given.items() if value is not None for word in (flag, str(value)))
+    runs: list[Run] = []
+    for number in range(1, attempts + 1):
+        folder, terms = check_folder(out).attempt(number), Terms(options, time_limit, seed + number - 1)
+        runs.append(Run(ground, folder, name, terms, folder.predictions(), attempt=number))
+    return _work(runs, rows, workers, run_id, "run", as_json)
 
 
 @command.command("eval")
@@ -194,32 +207,47 @@ def eval_command(
     if not submitted:
         raise StartError(f"--predictions {predictions}: none of its instances is among the {len(rows)} chosen rows")
     run.folder.write_predictions(found)
-    return _work(run, submitted, workers, run_id, "eval", as_json, rows)
+    return _work([run], submitted, workers, run_id, "eval", as_json, rows)
 
 
 @command.command("report")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+@click.argument("other", type=click.Path(path_type=Path), metavar="[OTHER]", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
-def report_command(folder: Path, as_json: bool) -> int:
-    """Say again how the instances of a run's DIR stand."""
-    if not folder.is_dir():
-        raise StartError(f"{folder}: there is no such folder")
-    results = Folder(folder.resolve())
-    ids = sorted({*results.states(), *results.predictions()})
-    _tell(summary(results, ids), "report", as_json)
+def report_command(folder: Path, other: Path | None, as_json: bool) -> int:
+    """Say again how the instances of a run's DIR stand; with OTHER, which came out differently there, and if by chance."""
+    results = _results(folder)
+    if other is None:
+        _tell(results, results.known(), summary(results, results.known()), "report", as_json)
+        return 0
+    found = compare(results.attempts(), _results(other).attempts())
+    if as_json:
+        places = {"a": str(folder.resolve()), "b": str(other.resolve())}
+        click.echo(json.dumps({"command": "report", **places, **found.document()}, ensure_ascii=False))
+    else:
+        click.echo(found.text())
     return 0
 
 
+def _results(folder: Path) -> Folder:
+    """Raises StartError for a folder without results."""
+    results = Folder(folder.resolve())
+    if not results.known():
+        raise StartError(f"{folder}: {'it holds no results of a run' if folder.is_dir() else 'there is no such folder'}")
+    return results
+
+
 def _work(
-    run: Run, rows: tuple[Row, ...], workers: int, run_id: str, what: str, as_json: bool, all_rows: tuple[Row, ...] = ()
+    runs: list[Run], rows: tuple[Row, ...], workers: int, run_id: str, what: str, as_json: bool, all_rows: tuple[Row, ...] = ()
 ) -> int:
-    for parser in {run.ground.specs.of(row).parser for row in rows}:
+    """`runs` are the attempts; the first one's folder gets the summary over all."""
+    for parser in {runs[0].ground.specs.of(row).parser for row in rows}:
         parser_named(parser)
-    work_through(run, rows, workers, _say)
+    work_through(runs, rows, workers, _say)
     ids = [row.instance_id for row in all_rows or rows]
-    document = _write_reports(run.folder, ids, run.predictions, run.name, run_id)
-    _tell(document, what, as_json)
-    return 2 if document["errors"] else 0
+    documents = [_write_reports(run.folder, ids, run.predictions, run.name, run_id) for run in runs]
+    _tell(runs[0].folder, ids, documents[0], what, as_json)
+    return 2 if any(document["errors"] for document in documents) else 0
 
 
 def _write_reports(
@@ -235,7 +263,7 @@ def _write_reports(
     return document
 
 
-def _tell(document: dict[str, object], what: str, as_json: bool) -> None:
+def _tell(folder: Folder, ids: list[str], document: dict[str, object], what: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"command": what, **document}, ensure_ascii=False))
         return
@@ -244,6 +272,8 @@ def _tell(document: dict[str, object], what: str, as_json: bool) -> None:
         f"{document['environment_invalid']} cannot be graded here, {document['errors']} errors, {document['not_run']} not run). "
         "This is no SWE-bench score: grade preds.json with the official images for one."
     )
+    for k, rate in pass_rates({name: states for name, states in folder.attempts().items() if name in ids}).items():
+        click.echo(f"pass@{k} {rate}")
 
 
 def _rows(dataset: Path, choice: Choice) -> tuple[Row, ...]:

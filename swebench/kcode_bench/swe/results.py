@@ -14,8 +14,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from kcode.errors import StartError
 from kcode_bench.swe.environment import write_whole
 from kcode_bench.swe.grading import classify
+from kcode_bench.swe.measures import Share, pass_at, share
 
 Outcome = Literal["done", "error", "environment_invalid"]
+FURTHER = "attempts"
+"""Where the attempts after the first are kept, each as a run of its own."""
 
 
 class Prediction(BaseModel):
@@ -54,11 +57,15 @@ class State(BaseModel):
     cached_tokens: int = 0
     completion_tokens: int = 0
     environment: dict[str, object] = {}
+    attempt: int = 1
+    seed: int | None = None
+    terms: str = ""
+    """What the agent was given, without the seed: attempts at an instance count together only where it is the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """Of one run. `path` is made when something is written."""
+    """Of one run, or of one further attempt in it. `path` is made when something is written."""
 
     path: Path
 
@@ -76,6 +83,30 @@ class Folder:
     def states(self) -> dict[str, State]:
         found = [self.state(file.parent.name) for file in sorted(self.path.glob("*/state.json"))]
         return {state.instance_id: state for state in found if state is not None}
+
+    def attempt(self, number: int) -> Folder:
+        """Of the attempt `number`: the first is the run itself, so that a run can be given more attempts later."""
+        return self if number == 1 else Folder(self.path / FURTHER / str(number))
+
+    def every(self) -> dict[int, Folder]:
+        """The folders of all attempts by their numbers, 1 at least."""
+        names = [path.name for path in self.path.glob(f"{FURTHER}/*") if path.is_dir()]
+        numbers = sorted(int(name) for name in names if name.isascii() and name.isdigit() and int(name) > 1)
+        return {number: self.attempt(number) for number in (1, *numbers)}
+
+    def attempts(self) -> dict[str, tuple[State, ...]]:
+        """The states of each instance, one for each attempt at it. One made on other terms than the first does not count."""
+        tried = self.states()
+        found = {name: [state] for name, state in tried.items()}
+        for number, folder in self.every().items():
+            for name, state in folder.states().items() if number > 1 else ():
+                if name in tried and state.terms == tried[name].terms:
+                    found[name].append(state)
+        return {name: tuple(states) for name, states in found.items()}
+
+    def known(self) -> list[str]:
+        """The instances of which the folder knows something."""
+        return sorted({*self.states(), *self.predictions()})
 
     def write_state(self, state: State) -> None:
         write_whole(self.instance(state.instance_id) / "state.json", state.model_dump_json(indent=2) + "\n")
@@ -167,8 +198,50 @@ def summary(folder: Folder, ids: Iterable[str]) -> dict[str, object]:
         "errors": sum(outcome == "error" for outcome in by_outcome.values()),
         "environment_invalid": sum(outcome == "environment_invalid" for outcome in by_outcome.values()),
         "not_run": len(wanted) - len(by_outcome),
+        **_over_attempts(folder, wanted),
         "instances": {
-            name: {"outcome": state.outcome, "resolved": state.resolved, "reason": state.reason, "environment": state.environment}
+            name: {
+                "outcome": state.outcome,
+                "resolved": state.resolved,
+                "reason": state.reason,
+                "seed": state.seed,
+                "environment": state.environment,
+            }
             for name, state in ((name, states[name]) for name in by_outcome)
         },
+    }
+
+
+def _over_attempts(folder: Folder, wanted: list[str]) -> dict[str, object]:
+    """pass@k, and each attempt by itself where there is more than one."""
+    tried = {name: states for name, states in folder.attempts().items() if name in wanted}
+    by_number: dict[int, list[State]] = {}
+    for state in (state for states in tried.values() for state in states):
+        by_number.setdefault(state.attempt, []).append(state)
+    found: dict[str, object] = {"pass_at": {str(k): rate.document() for k, rate in pass_rates(tried).items()}}
+    if max(by_number, default=1) > 1:
+        found["attempts"] = [_attempt(number, by_number[number]) for number in sorted(by_number)]
+    return found
+
+
+def _attempt(number: int, states: list[State]) -> dict[str, object]:
+    return {
+        "attempt": number,
+        "seeds": sorted({state.seed for state in states if state.seed is not None}),
+        "resolved": sum(state.resolved for state in states),
+        "finished": sum(state.outcome == "done" for state in states),
+        "errors": sum(state.outcome == "error" for state in states),
+    }
+
+
+def pass_rates(attempts: Mapping[str, tuple[State, ...]]) -> dict[int, Share]:
+    """pass@k for every k up to the most attempts that any instance has finished; pass@1 always.
+
+    For each k those instances count that have k finished attempts, so a run that was broken off says less, not something else.
+    """
+    finished = [[state.resolved for state in states if state.outcome == "done"] for states in attempts.values()]
+    most = max(map(len, finished), default=1)
+    return {
+        k: share([pass_at(k, len(tried), sum(tried)) for tried in finished if len(tried) >= k])
+        for k in range(1, max(most, 1) + 1)
     }

@@ -7,7 +7,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,7 +46,7 @@ class Ground:
 
 @dataclass(slots=True)
 class Run:
-    """One command's work in `folder`. `terms` is None where patches are only graded."""
+    """One attempt at a command's instances, in `folder`. `terms` is None where patches are only graded."""
 
     ground: Ground
     folder: Folder
@@ -54,6 +54,7 @@ class Run:
     terms: Terms | None
     predictions: dict[str, Prediction]
     agents: Agents = field(default_factory=Agents)
+    attempt: int = 1
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def work_of(self, row: Row) -> str:
@@ -61,6 +62,13 @@ class Run:
         prediction = self.predictions.get(row.instance_id)
         what = asdict(self.terms) if self.terms is not None else (prediction.sha if prediction else "")
         return hashlib.sha256(json.dumps([row.model_dump(), self.ground.kind, what]).encode()).hexdigest()
+
+    def same_terms(self) -> str:
+        """What all attempts of a run have in common, shortened."""
+        if self.terms is None:
+            return ""
+        words = json.dumps([self.terms.options, self.terms.time_limit_s])
+        return hashlib.sha256(words.encode()).hexdigest()
 
     def is_finished(self, row: Row) -> bool:
         state = self.folder.state(row.instance_id)
@@ -82,7 +90,8 @@ class Run:
             log.exception("%s: kcode itself failed; please report this", row.instance_id)
             reason = f"{type(error).__name__}: {error}"
             state = State(instance_id=row.instance_id, work=self.work_of(row), outcome="error", reason=reason)
-        state = state.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
+        told = {"attempt": self.attempt, "seed": self.terms.seed if self.terms else None, "terms": self.same_terms()}
+        state = state.model_copy(update={"seconds": round(time.monotonic() - started, 2), **told})
         self.folder.write_state(state)
         return state
 
@@ -140,26 +149,30 @@ def _in_passing(reason: str) -> bool:
     return any(sign in reason for sign in ("Temporary failure", "Connection", "Read timed out", "was ended for time"))
 
 
-def work_through(run: Run, rows: Sequence[Row], workers: int, say: Say) -> Mapping[str, State]:
-    """All rows that are not finished yet, `workers` at a time; a line for each. Ctrl-C ends the agents and keeps what is done."""
-    waiting = [row for row in rows if not run.is_finished(row)]
-    if len(waiting) < len(rows):
-        say(f"{len(rows) - len(waiting)} of {len(rows)} were finished before")
-    states: dict[str, State] = {}
+def work_through(runs: Sequence[Run], rows: Sequence[Row], workers: int, say: Say) -> None:
+    """All rows that are not finished yet in each of `runs`, `workers` at a time; a line for each.
+
+    One attempt at every row comes before the next, since an instance's place is held by one at a time. Ctrl-C ends the agents and
+    keeps what is done.
+    """
+    every = [(run, row) for run in runs for row in rows]
+    waiting = [(run, row) for run, row in every if not run.is_finished(row)]
+    if len(waiting) < len(every):
+        say(f"{len(every) - len(waiting)} of {len(every)} were finished before")
     started = time.monotonic()
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="swe") as pool:
-        futures = {pool.submit(run.do, row): row for row in waiting}
+        futures = {pool.submit(run.do, row): run.attempt for run, row in waiting}
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                state = future.result()
-                states[state.instance_id] = state
+                which = f" · attempt {futures[future]}" if len(runs) > 1 else ""
                 left = (time.monotonic() - started) / number * (len(waiting) - number)
-                say(f"{number}/{len(waiting)} {line_of(state)}" + (f" · about {left:.0f} s left" if left else ""))
+                rest = f" · about {left:.0f} s left" if left else ""
+                say(f"{number}/{len(waiting)} {line_of(future.result())}{which}{rest}")
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            run.agents.stop()
+            for run in runs:
+                run.agents.stop()
             raise Aborted("stopped; the same command goes on where it was") from None
-    return states
 
 
 def line_of(state: State) -> str:
