@@ -9,7 +9,7 @@ from kcode.events import Display, PlainDisplay
 from kcode.messages import Image, Message, ToolCall, ToolResult
 from kcode.messages import tool as tool_message
 from kcode.model import ChatModel, ToolSpec, Usage
-from kcode.transcript import Answered, Checkpoint, Compacted, Record, Redone, Rewind, Said, Transcript
+from kcode.transcript import Answered, Checkpoint, Compacted, Ran, Record, Redone, Rewind, Said, Transcript
 from kcode.turn import Fill
 
 ORPHAN_TEXT = "No result: kcode ended before this call did, so it may have run in part or not at all. Look before you repeat it."
@@ -124,6 +124,10 @@ class Context:
 
     def add_result(self, result: ToolResult, display: Display, duration_s: float) -> None:
         self._append(Answered(result, display, round(duration_s, 3)))
+
+    def add_own(self, call: ToolCall, result: ToolResult, display: Display, duration_s: float) -> None:
+        """A command of the user's own, for who looks at the session: the model is told of it by a message."""
+        self._append(Ran(call, result, display, round(duration_s, 3)))
 
     def add_checkpoint(self, snapshot: str, *, after: bool = False) -> None:
         self._transcript.append(Checkpoint(snapshot, after))

@@ -177,6 +177,10 @@ class ContextCompacted:
     note: str
 
 
+OWN_COMMAND = "the user's own command ran"
+"""Why a turn ended that was no more than such a command."""
+
+
 @dataclass(frozen=True, slots=True)
 class TurnFinished:
     """`result` is the last visible text of the model; `reason` says in one line why the turn ended.

@@ -13,7 +13,7 @@ import kcode
 from kcode.errors import StartError
 from kcode.messages import Image, Message, Text, Thinking, ToolCall, ToolResult
 from kcode.model import Usage
-from kcode.transcript import Answered, Compacted, Header, Opened, Record, Said, Turn, TurnEnd
+from kcode.transcript import Answered, Compacted, Header, Opened, Ran, Record, Said, Turn, TurnEnd
 
 Format = Literal["md", "html", "atif"]
 ATIF_VERSION = "ATIF-v1.8"
@@ -59,7 +59,7 @@ def markdown(records: Sequence[Record]) -> str:
                 parts.append(f"## {text.strip() or '(nothing)'}" if "\n" not in text.strip() else f"## You\n\n{text.strip()}")
             case Said(message=message) if message.role == "assistant":
                 parts += _markdown_parts(message)
-            case Answered(result=result):
+            case Answered(result=result) | Ran(result=result):
                 parts.append(
                     f"{'Failed' if result.is_error else 'Result'} of `{result.name}`:\n\n{_fenced(_with_pictures(result))}"
                 )
@@ -99,7 +99,7 @@ def page(records: Sequence[Record]) -> str:
                 body.append(f'<div class="user"><pre>{html.escape(text)}</pre><small>{html.escape(at)}</small></div>')
             case Said(message=message, usage=usage) if message.role == "assistant":
                 body += _page_parts(message, usage)
-            case Answered(result=result, duration_s=duration_s):
+            case Answered(result=result, duration_s=duration_s) | Ran(result=result, duration_s=duration_s):
                 kind = "error" if result.is_error else "result"
                 summary = f"{html.escape(result.name)} {'failed' if result.is_error else 'answered'} after {duration_s:g} s"
                 body.append(_folded(kind, summary, _with_pictures(result)))

@@ -25,6 +25,7 @@ from kcode.loop import RunningTurn
 from kcode.mcp.servers import ToolServers
 from kcode.messages import Message
 from kcode.model import ChatModel, Sampling, ToolSpec
+from kcode.own_command import Unasked, own_command, with_shell
 from kcode.profiles import Profile
 from kcode.steps import Driver, Steps
 from kcode.swarm import Swarm
@@ -156,21 +157,28 @@ class Session:
         """Make the model ready. Raises StartError; `submit` does it as well, so this only brings the wait forward."""
         await self._equipment.model.start()
 
-    async def submit(self, text: str) -> AsyncGenerator[Event, None]:
+    async def submit(self, text: str, *, as_command: bool = False) -> AsyncGenerator[Event, None]:
         """One turn; the last event is its TurnFinished. Closing the generator interrupts the turn.
 
-        `/compact [what to keep]` is a turn that compacts the conversation.
+        `/compact [what to keep]` is a turn that compacts the conversation. `as_command`: the user runs `text` in the session's
+        shell, unasked; the model reads of it with the next message.
 
-        Raises StartError before the first event when the model cannot be made ready. What happened is in the transcript
-        whichever way this ends.
+        Raises StartError before the first event when the model cannot be made ready, which a command does not need. What
+        happened is in the transcript whichever way this ends.
         """
         assert self._running is None, "a turn is running; steer it or wait for its end"
-        await self.start()
+        if not as_command:
+            await self.start()
         number = sum(1 for record in self._transcript.records if isinstance(record, Turn)) + 1
-        self._transcript.append(Turn(number, text, utc_now()))
-        keep = what_to_keep(text)
-        driver = self._equipment.driver if keep is None else self._compaction.asked(keep)
-        turn = self._running = RunningTurn(number, expand(text, self.commands), driver, self._open_steps)
+        self._transcript.append(Turn(number, f"!{text}" if as_command else text, utc_now()))
+        if as_command:
+            # Pictures that a command names are not for the model.
+            turn = RunningTurn(number, "", own_command(text, self._context), partial(self._open_steps, is_own=True))
+        else:
+            keep = what_to_keep(text)
+            driver = self._equipment.driver if keep is None else self._compaction.asked(keep)
+            turn = RunningTurn(number, expand(text, self.commands), driver, self._open_steps)
+        self._running = turn
         ended = False
         try:
             async with aclosing(turn.events()) as events:
@@ -234,15 +242,15 @@ class Session:
             await self._equipment.model.close()
             self._transcript.close()
 
-    def _open_steps(self, emit: Emit) -> Steps:
+    def _open_steps(self, emit: Emit, *, is_own: bool = False) -> Steps:
         equipment = self._equipment
         if equipment.swarm is not None:
             equipment.swarm.begin_turn(emit)
         return Steps(
             model=equipment.model,
-            tools=equipment.tools,
+            tools=with_shell(equipment.tools, equipment.sandbox, equipment.model) if is_own else equipment.tools,
             specs=equipment.specs,
-            approval=equipment.approval,
+            approval=Unasked() if is_own else equipment.approval,
             journal=self._context,
             tree=equipment.checkpoints,
             limits=equipment.limits,

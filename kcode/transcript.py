@@ -76,6 +76,16 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
+class Ran:
+    """A command that the user ran; what the model is told of it is the Said that follows."""
+
+    call: ToolCall
+    result: ToolResult
+    display: Display
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """The tree was snapshotted before a call that may write, or `after` the last one of a turn, a rewind or its undoing."""
 
@@ -124,7 +134,7 @@ class TurnEnd:
     usage: Usage
 
 
-Record = Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Redone | Compacted | TurnEnd
+Record = Header | Opened | Turn | Said | Answered | Ran | Checkpoint | Rewind | Redone | Compacted | TurnEnd
 
 _TAGS: dict[str, type] = {
     "header": Header,
@@ -132,6 +142,7 @@ _TAGS: dict[str, type] = {
     "turn": Turn,
     "said": Said,
     "answered": Answered,
+    "ran": Ran,
     "checkpoint": Checkpoint,
     "rewind": Rewind,
     "redone": Redone,
@@ -186,7 +197,7 @@ def encode(record: Record) -> bytes:
 def decode(line: bytes) -> Record:
     """Raises ValueError (json's errors are such) when the line is no record."""
     record = _typed(json.loads(line.decode("utf-8", "surrogatepass")))
-    if isinstance(record, Header | Opened | Turn | Said | Answered | Checkpoint | Rewind | Redone | Compacted | TurnEnd):
+    if isinstance(record, Record):
         return record
     raise ValueError("not a record")
 

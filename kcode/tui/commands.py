@@ -38,6 +38,7 @@ KEYS = (
     ("Enter", "send; while kcode works the message waits its turn"),
     ("Shift+Enter, Ctrl+J", "new line"),
     ("@", "name a file: a few letters of its path, Tab or Enter takes it"),
+    ("!", "run a command in the sandbox yourself; the model reads of it with your next message"),
     ("Up, Down", "earlier messages"),
     ("Ctrl+R", "search earlier messages"),
     ("Ctrl+G", "write the message in $VISUAL or $EDITOR"),
@@ -65,6 +66,11 @@ def parsed(text: str) -> Command | None:
     """The command that a sent text is, or None. A slash followed by another (a path) is no command."""
     word = text.split(maxsplit=1)[0] if text.split() else ""
     return next((command for command in COMMANDS if f"/{command.name}" == word.lower()), None)
+
+
+def own_command(text: str) -> str:
+    """The command that a message beginning with `!` runs; "" for any other message."""
+    return text[1:].strip() if text.startswith("!") else ""
 
 
 def looks_like_command(text: str) -> bool:

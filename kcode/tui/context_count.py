@@ -19,6 +19,8 @@ class ContextCount:
 
     def soon(self) -> None:
         """Something changed. What changes during a count asks for one more after it."""
+        if self._conversation.is_warming:
+            return  # it counts when it is ready
         self._is_stale = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())

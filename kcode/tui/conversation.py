@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kcode.errors import KcodeError
+from kcode.tui.commands import own_command
 from kcode.tui.port import ChatSession, Sessions
 
 if TYPE_CHECKING:
@@ -150,6 +151,15 @@ class Conversation:
                 self._on_change()
 
     async def _turn(self, session: ChatSession, text: str) -> None:
+        command = own_command(text)
+        if not command and not await self._is_ready(session):
+            self._notice("warning", "interrupted before it began")
+            return
+        async for event in session.submit(command or text, as_command=bool(command)):
+            self._on_event(event)
+
+    async def _is_ready(self, session: ChatSession) -> bool:
+        """Whether the model was made ready before somebody interrupted."""
         warming = self._warming
         if warming is None:
             # The engine may have ended since: it stops when nobody uses it, and it can be killed.
@@ -162,11 +172,8 @@ class Conversation:
             stopping = asyncio.create_task(self._stop.wait())
             await asyncio.wait([warming, stopping], return_when=asyncio.FIRST_COMPLETED)
             stopping.cancel()
-            if self._stop.is_set():
-                self._notice("warning", "interrupted before it began")
-                return
-        async for event in session.submit(text):
-            self._on_event(event)
+            return not self._stop.is_set()
+        return True
 
     def _notice(self, level: NoticeLevel, text: str) -> None:
         from kcode.events import Notice

@@ -129,8 +129,11 @@ class ChatSession(Protocol):
         """Make the model ready, which may take long; idempotent, not to be run twice at once. Raises KcodeError."""
         ...
 
-    def submit(self, text: str) -> AsyncIterator[Event]:
-        """One turn. The last event is TurnFinished unless it raises KcodeError."""
+    def submit(self, text: str, *, as_command: bool = False) -> AsyncIterator[Event]:
+        """One turn. The last event is TurnFinished unless it raises KcodeError.
+
+        `as_command`: the user runs `text` in the session's shell; that needs no model, and asks nobody.
+        """
         ...
 
     def interrupt(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kcode.events import (
+    OWN_COMMAND,
     AgentState,
     CallFinished,
     CallOutput,
@@ -52,6 +53,7 @@ class Presenter:
         self._writing: dict[int, Call] = {}
         self._running: dict[str, Call] = {}
         self._last_notice = ""
+        self._last_call: Call | None = None
         self._recalled: Sequence[Record] = ()
 
     def recall(self, records: Sequence[Record]) -> None:
@@ -197,11 +199,18 @@ class Presenter:
             block.write(event.call.name, event.call.arguments)
             self._transcript.add(block)
         block.finish(event.display, event.result.is_error, event.duration_s)
+        self._last_call = block
         self._transcript.changed(block)
         self._activity.show(Doing("Working"))
 
     def _end_turn(self, event: TurnFinished) -> None:
         self.stop()
+        if event.reason == OWN_COMMAND:
+            # Who runs a command wants to read what it writes; its call says all there is to say.
+            if self._last_call is not None:
+                self._last_call.toggle(True)
+                self._transcript.changed(self._last_call)
+            return
         more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
         reason = "" if event.reason == self._last_notice else event.reason
         self._transcript.add(end_of_turn(event.status, reason, event.usage, more))

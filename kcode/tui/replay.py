@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kcode.events import OWN_COMMAND
 from kcode.messages import Message, Text, ToolCall
 from kcode.messages import Thinking as ThinkingPart
-from kcode.transcript import Answered, Compacted, Opened, Record, Said, Turn, TurnEnd
+from kcode.transcript import Answered, Compacted, Opened, Ran, Record, Said, Turn, TurnEnd
 from kcode.tui.blocks import Answer, Block, Thinking
 from kcode.tui.blocks import Said as SaidBlock
 from kcode.tui.call_block import Call
@@ -37,6 +38,14 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
                 blocks += _parts_of(message, calls)
             case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
                 calls.pop(result.call_id).finish(display, result.is_error, duration_s)
+            case Ran(call=call, result=result, display=display, duration_s=duration_s):
+                own = Call(call.name)
+                own.write(call.name, call.arguments)
+                own.finish(display, result.is_error, duration_s)
+                own.toggle(True)
+                blocks.append(own)
+            case TurnEnd(reason=reason) if reason == OWN_COMMAND:
+                pass
             case Compacted(before_tokens=before, after_tokens=after, by=by):
                 blocks.append(compaction_line(before, after, by))
             case TurnEnd(status=status, reason=reason, usage=usage):

@@ -80,8 +80,8 @@ class ScriptedSession:
         kinds: tuple[tuple[Kind, int], ...] = (("system", 1000), ("user", 3000), ("results", 4000))
         return Breakdown(8000, self.context_limit, True, kinds, heavy)
 
-    async def submit(self, text: str) -> AsyncIterator[Event]:
-        self.said.append(text)
+    async def submit(self, text: str, *, as_command: bool = False) -> AsyncIterator[Event]:
+        self.said.append(f"$ {text}" if as_command else text)
         turn = len(self.said)
         self.records.append(Turn(turn, text, ""))
         self._interrupted.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from textual import events
 from textual.pilot import Pilot
 
-from kcode.events import CallFinished, PlainDisplay, StepStarted, TextPiece
+from kcode.events import OWN_COMMAND, CallFinished, CallStarted, PlainDisplay, StepStarted, TextPiece, TurnFinished
 from kcode.messages import ToolCall, ToolResult
+from kcode.model import Usage
 from kcode.tui.app import KcodeApp
 from kcode.tui.file_index import FileIndex
 from kcode.tui.widgets.prompt import Prompt
@@ -167,3 +169,25 @@ def test_a_message_is_written_in_an_editor(tmp_path: Path) -> None:
             terminal.wait("typed")
             terminal.type("\x07")
             terminal.wait("from-the-editor")
+
+
+async def test_a_command_of_ones_own_runs_while_the_model_loads(start: Start) -> None:
+    call = ToolCall("probe.bash:1", "bash", '{"command": "ls -a"}')
+    output = "".join(f"row {number}\n" for number in range(6))
+
+    def listing(text: str) -> list[Step]:
+        finished = CallFinished(call, ToolResult(call.id, "bash", output), PlainDisplay(output), 0.1)
+        return [CallStarted(call, "$ ls -a"), finished, TurnFinished(1, "finished", OWN_COMMAND, "", Usage(), 0, 0.1)]
+
+    sessions = ScriptedSessions(listing, loaded=asyncio.Event())
+    app = start(sessions)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await ready(app)
+        app.screen.query_one(Prompt).insert("! ls -a")
+        await until(app, "$ ! ls -a")
+        await pilot.press("enter")
+        shown = await until(app, "row 0")
+        assert "row 5" in shown
+        assert "✓ done" not in shown
+        assert "❯ What should be done?" in shown
+        assert sessions.opened[0].said == ["$ ls -a"]

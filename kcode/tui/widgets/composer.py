@@ -37,6 +37,7 @@ class Composer(Vertical):
     ) -> None:
         super().__init__(id=id)
         self.prompt = Prompt(history, placeholder="What should be done?", id="prompt")
+        self._sign = Static("❯", id="prompt-sign")
         self._completions = Completions(id="completions")
         self._history = history
         self._custom = custom
@@ -48,7 +49,7 @@ class Composer(Vertical):
     def compose(self) -> ComposeResult:
         yield self._completions
         with Horizontal(id="prompt-row"):
-            yield Static("❯", id="prompt-sign")
+            yield self._sign
             yield self.prompt
 
     def close_list(self) -> None:
@@ -87,6 +88,7 @@ class Composer(Vertical):
 
     def on_text_area_changed(self, event: TextArea.Changed) -> None:
         event.stop()
+        self._sign.update("$" if self.prompt.text.startswith("!") else "❯")
         self._suggest()
 
     def _suggest(self) -> None:
