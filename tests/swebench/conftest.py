@@ -129,7 +129,7 @@ class Bench:
     def start(self, what: str, *arguments: str, kind: str = "venv") -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("KCODE_", "COV_"))}
         (self.folder / "specs.toml").write_text(SPECS)
-        ground = [] if what == "report" else self._ground(kind)
+        ground = [] if what in {"report", "export"} else self._ground(kind)
         return subprocess.run(
             [sys.executable, "-m", "kcode", "swebench", what, *ground, *arguments],
             cwd=self.folder,

@@ -15,9 +15,19 @@ from kcode_bench.options import with_options
 from kcode_bench.swe.agent import Terms
 from kcode_bench.swe.compare import compare
 from kcode_bench.swe.environment import EnvironmentFailed, Kind, build, write_whole
+from kcode_bench.swe.export import export_command, report_name
 from kcode_bench.swe.gold import check_gold
 from kcode_bench.swe.log_parsers import parser_named
-from kcode_bench.swe.results import Folder, Prediction, official_report, pass_rates, read_predictions, summary
+from kcode_bench.swe.results import (
+    Folder,
+    Prediction,
+    counted,
+    official_report,
+    pass_rates,
+    read_predictions,
+    results_in,
+    summary,
+)
 from kcode_bench.swe.rows import Choice, Row, choose, read_rows
 from kcode_bench.swe.runs import Ground, Run, check_folder, work_through
 from kcode_bench.swe.sources import check_source
@@ -49,6 +59,9 @@ _GROUND = (
 @click.group()
 def command() -> None:
     """Tasks in the form of SWE-bench: check them, let kcode work on them, grade patches."""
+
+
+command.add_command(export_command)
 
 
 @command.command("check-gold")
@@ -216,11 +229,11 @@ def eval_command(
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
 def report_command(folder: Path, other: Path | None, as_json: bool) -> int:
     """Say again how the instances of a run's DIR stand; with OTHER, which came out differently there, and if by chance."""
-    results = _results(folder)
+    results = results_in(folder)
     if other is None:
         _tell(results, results.known(), summary(results, results.known()), "report", as_json)
         return 0
-    found = compare(results.attempts(), _results(other).attempts())
+    found = compare(results.attempts(), results_in(other).attempts())
     if as_json:
         places = {"a": str(folder.resolve()), "b": str(other.resolve())}
         click.echo(json.dumps({"command": "report", **places, **found.document()}, ensure_ascii=False))
@@ -229,18 +242,11 @@ def report_command(folder: Path, other: Path | None, as_json: bool) -> int:
     return 0
 
 
-def _results(folder: Path) -> Folder:
-    """Raises StartError for a folder without results."""
-    results = Folder(folder.resolve())
-    if not results.known():
-        raise StartError(f"{folder}: {'it holds no results of a run' if folder.is_dir() else 'there is no such folder'}")
-    return results
-
-
 def _work(
     runs: list[Run], rows: tuple[Row, ...], workers: int, run_id: str, what: str, as_json: bool, all_rows: tuple[Row, ...] = ()
 ) -> int:
     """`runs` are the attempts; the first one's folder gets the summary over all."""
+    report_name(runs[0].name, run_id)
     for parser in {runs[0].ground.specs.of(row).parser for row in rows}:
         parser_named(parser)
     work_through(runs, rows, workers, _say)
@@ -254,10 +260,8 @@ def _write_reports(
     folder: Folder, ids: list[str], predictions: dict[str, Prediction], name: str, run_id: str
 ) -> dict[str, object]:
     """The official report over what is valid here, and kcode's own summary.json over all."""
-    states = folder.states()
-    counted = [item for item in ids if item not in states or states[item].outcome != "environment_invalid"]
-    file = folder.path / f"{name.replace('/', '__')}.{run_id}.json"
-    write_whole(file, json.dumps(official_report(folder, counted, predictions), indent=4) + "\n")
+    file = folder.path / report_name(name, run_id)
+    write_whole(file, json.dumps(official_report(folder, counted(folder, ids), predictions), indent=4) + "\n")
     document = summary(folder, ids) | {"out": str(folder.path), "report": str(file)}
     write_whole(folder.path / "summary.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
     return document

@@ -144,6 +144,20 @@ def read_predictions(file: Path) -> dict[str, Prediction]:
     return {prediction.instance_id: prediction for prediction in found}
 
 
+def results_in(path: Path) -> Folder:
+    """Raises StartError for a folder without results."""
+    results = Folder(path.resolve())
+    if not results.known():
+        raise StartError(f"{path}: {'it holds no results of a run' if path.is_dir() else 'there is no such folder'}")
+    return results
+
+
+def counted(folder: Folder, ids: Iterable[str]) -> list[str]:
+    """Those of `ids` that were not found to be impossible to grade here."""
+    states = folder.states()
+    return [item for item in ids if item not in states or states[item].outcome != "environment_invalid"]
+
+
 def official_report(folder: Folder, ids: Iterable[str], predictions: Mapping[str, Prediction]) -> dict[str, object]:
     """The run report of the official harness, schema version 2, over the instances `ids`."""
     wanted = set(ids)

@@ -16,6 +16,7 @@ from kcode.errors import Aborted, KcodeError, StartError
 from kcode_bench.bug_run import Report
 from kcode_bench.swe.agent import Agents, Terms
 from kcode_bench.swe.environment import Environment, EnvironmentFailed, Kind, Place, build
+from kcode_bench.swe.export import TRAJECTORY, transcript_of, write_trace
 from kcode_bench.swe.gold import check_gold
 from kcode_bench.swe.grading import Grade, grade
 from kcode_bench.swe.results import Folder, Prediction, State
@@ -121,6 +122,9 @@ class Run:
         folder = self.folder.instance(row.instance_id)
         place.renew()
         report = self.agents.work(terms, place, row, spec, self.ground.kind, folder)
+        transcript = transcript_of(folder)
+        if transcript is not None:
+            write_trace(transcript, folder / TRAJECTORY, "atif")
         # Bytes that are no UTF-8 cannot stand in a prediction.
         patch = extract_patch(place, row.test_patch).decode("utf-8", errors="replace")
         with self.lock:
