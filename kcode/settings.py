@@ -49,6 +49,9 @@ class Settings:
     threads: of the local engine; 0 is its own choice. engine_idle_s: it ends after so long without a request.
     kv_disk_gb: computed contexts kept in the cache folder, so that a session resumes at once; 0 keeps none.
     expert_ram_gb: memory for experts of a model that is larger than memory; 0 is what is left beside its other parts.
+    theme: the colours of the screen; empty is kcode's own.
+    notifications: how the terminal calls who does not look at it when a turn has ended or a question waits: on is a notification
+    of the desktop and the bell.
     """
 
     model: str = ""
@@ -81,6 +84,7 @@ class Settings:
     kv_disk_gb: float = 10.0
     expert_ram_gb: float = 0.0
     theme: str = ""
+    notifications: Literal["on", "bell", "off"] = "on"
 
     @property
     def api_key(self) -> str:

@@ -108,6 +108,7 @@ def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | Non
         approval_mode=settings.approval_mode or "ask",
         resume_id=resume_id,
         first_message=first_message,
+        notifications=settings.notifications,
         needs_model=not elsewhere and not settings.model and resume_id is None and not _has_model(paths.models),
     )
     store = None if elsewhere else Store(paths.models)

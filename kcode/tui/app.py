@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from textual.app import App
 from textual.screen import Screen
 
 from kcode.errors import ConfigError
+from kcode.tui.attention import BEGIN, END, Attention
 from kcode.tui.port import Launch, ModelStore, Sessions
 from kcode.tui.screens.chat import ChatScreen
 from kcode.tui.theme import DARK, LIGHT
@@ -39,6 +41,7 @@ class KcodeApp(App[None]):
         self._sessions = sessions
         self._store = store
         self._state_dir = state_dir
+        self._tells_focus = False
         self.register_theme(DARK)
         self.register_theme(LIGHT)
         if theme and theme not in self.available_themes:
@@ -47,7 +50,24 @@ class KcodeApp(App[None]):
 
     def get_default_screen(self) -> Screen[None]:
         """The chat screen itself: Textual's blank one would be drawn in full before it."""
-        return ChatScreen(self._launch, self._sessions, self._store, self._state_dir)
+        attention = Attention(self, self._launch.workspace, self._launch.notifications)
+        return ChatScreen(self._launch, self._sessions, self._store, self._state_dir, attention)
+
+    @property
+    def is_watched(self) -> bool | None:
+        """Whether the terminal has the keyboard; None until it has said so once."""
+        return self.app_focus if self._tells_focus else None
+
+    def tell_terminal(self, sequence: str) -> None:
+        """Write what is no part of the picture."""
+        if self._driver is not None:
+            self._driver.write(sequence)
+
+    def on_app_focus(self) -> None:
+        self._tells_focus = True
+
+    def on_app_blur(self) -> None:
+        self._tells_focus = True
 
 
 def run(
@@ -59,5 +79,14 @@ def run(
     none.
     """
     app = KcodeApp(launch, sessions, store, state_dir, theme=theme)
-    app.run()
+    terminal = sys.__stderr__
+    if terminal is not None:
+        terminal.write(BEGIN)
+        terminal.flush()
+    try:
+        app.run()
+    finally:
+        if terminal is not None:
+            terminal.write(END)
+            terminal.flush()
     return app.return_code or 0

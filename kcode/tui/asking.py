@@ -25,7 +25,6 @@ async def ask(screen: Screen[None], presenter: Presenter, question: Question) ->
             answer.set_result(reply)
 
     presenter.ask()
-    screen.app.bell()
     await screen.app.push_screen(dialog, settle)
     try:
         return await answer or Reply("deny")

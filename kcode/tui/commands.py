@@ -44,6 +44,7 @@ KEYS = (
     ("Ctrl+G", "write the message in $VISUAL or $EDITOR"),
     ("Ctrl+T", "show or hide the model's to-dos"),
     ("Esc", "interrupt"),
+    ("Esc Esc", "go back to before a message or a step, when nothing is typed (/rewind)"),
     ("Ctrl+C", "interrupt; twice to leave"),
     ("Ctrl+D", "leave, when nothing is typed"),
     ("Shift+Tab", "plan (only reading), ask (before changes), auto (whatever the sandbox allows)"),

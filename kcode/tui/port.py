@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     # Their modules take long to import, and the screen opens before they are needed.
@@ -257,3 +257,4 @@ class Launch:
     resume_id: str | None = None
     first_message: str = ""
     needs_model: bool = False
+    notifications: Literal["on", "bell", "off"] = "on"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import time
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -19,11 +18,13 @@ from textual.screen import Screen
 
 from kcode.errors import KcodeError, ModelNotFound
 from kcode.tui.asking import ask
+from kcode.tui.attention import Attention
 from kcode.tui.commands import Command, looks_like_command, parsed
 from kcode.tui.context_count import ContextCount
 from kcode.tui.conversation import Conversation
 from kcode.tui.history import History
 from kcode.tui.port import Launch, ModelStore, Sessions
+from kcode.tui.twice import WINDOW_S, Twice
 from kcode.tui.widgets.activity import Activity
 from kcode.tui.widgets.composer import Composer
 from kcode.tui.widgets.prompt import Prompt
@@ -33,14 +34,14 @@ from kcode.tui.widgets.todos import Todos
 from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from kcode.approval import ApprovalMode
+    from kcode.approval import ApprovalMode, Question, Reply
     from kcode.events import Event
     from kcode.tui.actions import Actions
     from kcode.tui.present import Presenter
     from kcode_sandbox.violation import Violation
 
 HINT = "Enter sends · Ctrl+J new line · / commands · Esc interrupts"
-QUIT_WINDOW_S = 2.0
+REWIND = Command("rewind", "")
 AT_ANY_TIME = {"help", "model", "quit"}
 """Commands that are about no conversation."""
 MODES: tuple[ApprovalMode, ...] = ("plan", "ask", "auto")
@@ -60,9 +61,12 @@ class ChatScreen(Screen[None]):
         Binding("pagedown", "view('down')", show=False, priority=True),
     ]
 
-    def __init__(self, launch: Launch, sessions: Sessions, store: ModelStore | None, state_dir: Path | None) -> None:
+    def __init__(
+        self, launch: Launch, sessions: Sessions, store: ModelStore | None, state_dir: Path | None, attention: Attention
+    ) -> None:
         super().__init__()
         self._launch = launch
+        self._attention = attention
         self._sessions = sessions
         self._transcript = Transcript(id="transcript")
         self._activity = Activity(id="activity")
@@ -72,7 +76,7 @@ class ChatScreen(Screen[None]):
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
         self._conversation = Conversation(
             sessions,
-            lambda question: ask(self, self._presenter, question),
+            self._ask,
             on_event=self._show,
             on_said=lambda text: self._presenter.say(text),
             on_change=self._changed,
@@ -82,7 +86,8 @@ class ChatScreen(Screen[None]):
         self._stopped: list[Violation] = []
         self._store = store
         self._count = ContextCount(self._conversation, self._tell_facts)
-        self._quit_armed_at = 0.0
+        self._quitting = Twice()
+        self._going_back = Twice()
         self._may_open = False
         self._begun = asyncio.Event()
 
@@ -103,6 +108,14 @@ class ChatScreen(Screen[None]):
             self, self._transcript, self._conversation, self._sessions, store, self._reopen, self._show_session, stopped
         )
 
+    async def _ask(self, question: Question) -> Reply:
+        self._attention.show("asking")
+        self._attention.asked(question.summary)
+        try:
+            return await ask(self, self._presenter, question)
+        finally:
+            self._attention.show("working")
+
     @cached_property
     def _presenter(self) -> Presenter:
         from kcode.tui.present import Presenter
@@ -110,6 +123,7 @@ class ChatScreen(Screen[None]):
         return Presenter(self._transcript, self._activity)
 
     def on_mount(self) -> None:
+        self._attention.show("idle")
         self._activity.tell(HINT)
         self._prompt.focus()
         self.call_after_refresh(self._begin)
@@ -161,6 +175,10 @@ class ChatScreen(Screen[None]):
                 self._prompt.put("\n".join(filter(None, [self._conversation.take_back(), self._prompt.text])))
             self._conversation.interrupt()
             self._activity.tell("interrupting …")
+        elif not self._prompt.text:
+            if self._going_back.press():
+                self.run_worker(self._run_command(REWIND, ""))
+            self._tell_for_a_while()
 
     def action_stop_or_quit(self) -> None:
         """Copy a selection; else interrupt or clear the prompt; a second time within QUIT_WINDOW_S leave."""
@@ -169,17 +187,14 @@ class ChatScreen(Screen[None]):
             self.app.copy_to_clipboard(selected)
             self.clear_selection()
             return
-        now = time.monotonic()
-        if now - self._quit_armed_at < QUIT_WINDOW_S:
+        if self._quitting.press():
             self.app.exit()
             return
-        self._quit_armed_at = now
-        self.set_timer(QUIT_WINDOW_S + 0.1, lambda: self._activity.tell(self._hint()))
         if self._conversation.is_working:
             self.action_interrupt()
         else:
             self._prompt.put("")
-        self._activity.tell(self._hint())
+        self._tell_for_a_while()
 
     def action_cycle_mode(self) -> None:
         """plan, ask, auto: how far kcode goes without asking."""
@@ -268,6 +283,7 @@ class ChatScreen(Screen[None]):
                 self._tell_facts(rate=rate)
             case TurnFinished(duration_s=duration_s, status=status):
                 self._tell_facts(elapsed_s=duration_s)
+                self._attention.ended(status, duration_s)
                 # After an error there may be no engine, and counting would start it.
                 if status != "error":
                     self._count.soon()
@@ -287,18 +303,26 @@ class ChatScreen(Screen[None]):
             self._activity.start("Loading the model" if self._conversation.is_warming else "Working")
         else:
             self._presenter.stop()
+        self._attention.show("working" if self._conversation.is_working else "idle")
         self._activity.tell(self._hint())
         self._tell_facts()
 
     def _hint(self) -> str:
         """The idle line, or what is added to the working line."""
-        if time.monotonic() - self._quit_armed_at < QUIT_WINDOW_S:
+        if self._quitting.is_armed:
             return "Ctrl+C again leaves"
         if self._conversation.is_working:
             return ""
+        if self._going_back.is_armed:
+            return "Esc again goes back to before a message or a step"
         if self._conversation.is_opening:
             return "Opening …"
         return "Loading the model … you can type already" if self._conversation.is_warming else HINT
+
+    def _tell_for_a_while(self) -> None:
+        """A hint about a key that may be pressed again, taken back when that no longer counts."""
+        self._activity.tell(self._hint())
+        self.set_timer(WINDOW_S + 0.1, lambda: self._activity.tell(self._hint()))
 
     def _tell_facts(self, used: int | None = None, rate: float | None = None, elapsed_s: float | None = None) -> None:
         session, before = self._conversation.session, self._status.facts
