@@ -94,12 +94,14 @@ def test_predictions_of_others_are_graded(bench: Bench) -> None:
     row = bench.project.row
     second = row | {"instance_id": "acme__calc-2"}
     third = row | {"instance_id": "acme__calc-3"}
-    bench.dataset(row, second, third)
+    fourth = row | {"instance_id": "acme__calc-4"}
+    bench.dataset(row, second, third, fourth)
     wrong = str(row["patch"]).replace("a + b", "a * b")
     predictions = {
         INSTANCE: {"model_patch": row["patch"], "model_name_or_path": "other"},
         "acme__calc-2": {"model_patch": wrong, "model_name_or_path": "other"},
         "acme__calc-3": {"model_patch": None, "model_name_or_path": "other"},
+        "acme__calc-4": {"model_patch": wrong.replace("a - b", "a / b"), "model_name_or_path": "other"},
     }
     (bench.folder / "preds.json").write_text(json.dumps(predictions))
     done = bench.start("eval", "--predictions", "preds.json", "--out", "out", "--workers", "2", "--no-check-gold")
@@ -108,6 +110,7 @@ def test_predictions_of_others_are_graded(bench: Bench) -> None:
     assert official["resolved_ids"] == [INSTANCE]
     assert official["unresolved_ids"] == ["acme__calc-2"]
     assert official["empty_patch_ids"] == ["acme__calc-3"]
+    assert official["error_ids"] == ["acme__calc-4"], "a patch that does not apply has no report in the official harness"
 
 
 SEARCH = f"""\

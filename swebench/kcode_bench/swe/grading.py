@@ -11,6 +11,9 @@ from kcode_bench.swe.rows import Row
 
 Apply = Literal["applied", "failed", "empty"]
 PASSING = {"PASSED", "XFAIL"}
+# No report of the official harness exists after these: it counts them as errors.
+APPLY_FAILED = "patch_apply_failed"
+TIMED_OUT = "tests_ended_for_time"
 BAD_CODES = (">>>>> Patch Apply Failed", ">>>>> Reset Failed", ">>>>> Tests Errored", ">>>>> Tests Timed Out")
 # Evidence that a runner which reports failures only ran at all; every count must be above zero.
 SUITE_RAN = re.compile(
@@ -25,6 +28,7 @@ SIGNS = tuple(
         ("browser_launch_failed", True, r"Failed to launch|Failed to connect to the bus"),
         ("display_unavailable", True, r"cannot open display|Missing X server|unable to open X display"),
         ("out_of_memory", True, r"Cannot allocate memory|OutOfMemoryError|^Killed$"),
+        ("container_unavailable", True, r"Error response from daemon|Cannot connect to the Docker daemon"),
         ("network_unreachable", True, r"Could not resolve host|Temporary failure in name resolution"),
         ("missing_module", False, r"Cannot find module|MODULE_NOT_FOUND|ModuleNotFoundError"),
         ("no_tests_collected", False, r"no tests ran|collected 0 items"),
@@ -73,11 +77,15 @@ class Tests:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """`tests` is None where the log cannot be graded; `reason` then says why, in the official words where there are some."""
+    """`tests` is None where the log cannot be graded; `reason` then says why, in the official words where there are some.
+
+    `sign` is what the official harness would call the likely cause, if anything.
+    """
 
     resolved: bool
     tests: Tests | None
     reason: str = ""
+    sign: str = ""
     is_environment: bool = False
 
     def document(self, instance_id: str, *, patch_exists: bool) -> dict[str, object]:
@@ -89,8 +97,8 @@ class Grade:
             "resolved": self.resolved,
             "infra_failure": self.is_environment,
         }
-        if self.reason:
-            report["infra_failure_reason"] = self.reason
+        if self.sign:
+            report["infra_failure_reason"] = self.sign
         if self.tests is not None:
             report["tests_status"] = self.tests.document()
         return {instance_id: report}
@@ -99,21 +107,27 @@ class Grade:
 def grade(row: Row, parser: str, log: TestLog) -> Grade:
     """The verdict on one run."""
     if log.apply == "failed":
-        return Grade(False, None, "patch_apply_failed")
+        return _ungraded(log, APPLY_FAILED)
     if log.exit_code is None:
-        return Grade(False, None, "tests_timed_out")
+        return _ungraded(log, TIMED_OUT)
     if any(code in log.text for code in BAD_CODES):
-        return Grade(False, None, "bad_code_in_log")
-    statuses = parser_named(parser)(log.output)
-    if not statuses and not SUITE_RAN.search(log.output):
-        reason, sure = classify(log.text)
-        return Grade(False, None, reason or "no_test_results", sure)
+        return _ungraded(log, "bad_code_in_log")
+    parse = parser_named(parser)
+    statuses = parse(log.output) or parse(log.text)
+    if not statuses and not SUITE_RAN.search(log.text):
+        return _ungraded(log, "")
     if log.exit_code != 0 and statuses and not {"FAILED", "ERROR"} & set(statuses.values()):
         # Lines that a patch printed itself, or a run that broke off: the log does not describe what happened.
-        reason, sure = classify(log.text)
-        return Grade(False, None, reason or "exit_code_without_failure", sure)
+        return _ungraded(log, "")
     tests = judge(row, statuses)
     return Grade(tests.resolved, tests)
+
+
+def _ungraded(log: TestLog, reason: str) -> Grade:
+    """`reason` "": the likely cause, or else how the run ended."""
+    sign, sure = classify(log.text)
+    ending = "no_test_results" if log.exit_code == 0 else "exit_code_without_failure"
+    return Grade(False, None, reason or sign or ending, sign, sure)
 
 
 def judge(row: Row, statuses: Statuses) -> Tests:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from kcode.errors import StartError
 from kcode_bench.swe.environment import write_whole
-from kcode_bench.swe.grading import classify
+from kcode_bench.swe.grading import APPLY_FAILED, TIMED_OUT, classify
 from kcode_bench.swe.measures import Share, pass_at, share
 
 Outcome = Literal["done", "error", "environment_invalid"]
@@ -164,7 +164,7 @@ def official_report(folder: Folder, ids: Iterable[str], predictions: Mapping[str
     states = {name: state for name, state in folder.states().items() if name in wanted}
     submitted = set(predictions) & wanted
     empty = {name for name in submitted if not predictions[name].model_patch}
-    completed = {name for name in submitted - empty if name in states and states[name].outcome == "done"}
+    completed = {name for name in submitted - empty if name in states and _has_official_report(states[name])}
     resolved = {name for name in completed if states[name].resolved}
     errors = submitted - empty - completed
     reasons: dict[str, str] = {}
@@ -194,6 +194,10 @@ def official_report(folder: Folder, ids: Iterable[str], predictions: Mapping[str
         "failure_reasons": reasons,
         "schema_version": 2,
     }
+
+
+def _has_official_report(state: State) -> bool:
+    return state.outcome == "done" and state.reason not in {APPLY_FAILED, TIMED_OUT}
 
 
 def summary(folder: Folder, ids: Iterable[str]) -> dict[str, object]:

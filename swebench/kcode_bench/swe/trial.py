@@ -51,11 +51,19 @@ async def _run(place: Place, row: Row, spec: Spec, environment: Environment, pat
         done = await sandbox.exec(["bash", "-c", line], timeout_s=limit_s, max_output=MAX_LOG_BYTES)
     finally:
         await sandbox.close()
-    output = done.output.decode("utf-8", errors="replace")
-    text += f"{START}+ {line}\n{output}{'' if output.endswith(chr(10)) else chr(10)}"
-    if done.exit_code is None:
-        return TestLog(applied, output, None, f"{text}>>>>> Tests Timed Out\nTimeout error: {limit_s:g} seconds exceeded.\n")
-    return TestLog(applied, output, done.exit_code, f"{text}{END}>>>>> Test Exit Code: {done.exit_code}\n")
+    return whole_log(applied, f"{text}{START}+ {line}\n", done.output, done.exit_code, limit_s)
+
+
+def whole_log(applied: Apply, before: str, output: bytes, exit_code: int | None, limit_s: float) -> TestLog:
+    """What a test run wrote, between what came `before` it and how it ended (`exit_code` None: for time).
+
+    All line ends are made "\\n", as the official harness reads them: a carriage return begins a line.
+    """
+    said = output.decode("utf-8", errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+    text = f"{before}{said}{'' if said.endswith(chr(10)) else chr(10)}"
+    if exit_code is None:
+        return TestLog(applied, said, None, f"{text}>>>>> Tests Timed Out\nTimeout error: {limit_s:.0f} seconds exceeded.\n")
+    return TestLog(applied, said, exit_code, f"{text}{END}>>>>> Test Exit Code: {exit_code}\n")
 
 
 async def _apply(sandbox: Sandbox, patch: bytes) -> tuple[Apply, str]:
