@@ -20,7 +20,16 @@ from kcode.guided.goal import Goal, choose, missing_packages, named_target
 from kcode.guided.reproduction import as_said, fails_as_said, reproduce
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
-from kcode.guided.talk import answer, greet, kind_of, names_code, says_what_is_wrong, tells_of_failure, tells_of_mistake
+from kcode.guided.talk import (
+    answer,
+    greet,
+    kind_of,
+    names_code,
+    reports_bug,
+    says_what_is_wrong,
+    tells_of_failure,
+    tells_of_mistake,
+)
 from kcode.guided.trial import (
     FIRST_TIMEOUT_S,
     Refused,
@@ -88,10 +97,11 @@ class Guided:
             return Ending("interrupted", str(refused), f"{refused} Say what to do instead.")
 
     async def _task(self, steps: Steps, text: str) -> Ending:
-        goal = await self._goal(steps, text) if tells_of_mistake(text) else None
+        is_report = tells_of_mistake(text) or await reports_bug(steps, text)
+        goal = await self._goal(steps, text) if is_report else None
         if goal is not None:
             return await self._repair(steps, text, goal)
-        before = last_report(steps) if tells_of_mistake(text) else await run_tests(steps, FIRST_TIMEOUT_S)
+        before = last_report(steps) if is_report else await run_tests(steps, FIRST_TIMEOUT_S)
         reason = await self._silence(before) if before is not None and tells_of_failure(text) else ""
         if reason and not await names_code(self.sandbox, text):
             reason += ", and the message names nothing else to change"

@@ -26,7 +26,10 @@ DIFFERS = re.compile(
     r"|\bexpected\b[^\n]{1,200}?\b(?:got|but)\b",
     re.IGNORECASE,
 )
-WISH = re.compile(r"\s*(?:please\s+)?(?:add|write|create|implement|introduce|rename|make|let|document)\b", re.IGNORECASE)
+WISH = re.compile(
+    r"\s*(?:please\s+)?(?:add|write|create|implement|introduce|rename|make|let|document|remove|delete|move|use|support)\b",
+    re.IGNORECASE,
+)
 EXPLAIN = re.compile(
     r"\s*(?:please\s+)?(?:explain|describe|summari[sz]e|tell me|what|why|where|which|who|when|how)\b", re.IGNORECASE
 )
@@ -39,6 +42,9 @@ Kind = Literal["task", "question", "greeting"]
 KINDS: tuple[Kind, ...] = ("question", "task", "greeting")
 # By so much (natural logarithm) a task must be likelier: files are not touched on a mere suspicion that they should be.
 CLEAR_MARGIN = 0.7
+# By as much a wish may be likelier than the report of a bug, which a small model hardly ever thinks of first: of 50 messages that
+# name neither, 23 of 24 reports are above it and, verbs of WISH aside, all 26 wishes below.
+REPORT_MARGIN = -1.2
 WHAT = "What is the last message: a question, a task that changes the code, or a greeting (also thanks and goodbye)?"
 
 
@@ -57,6 +63,14 @@ def tells_of_mistake(text: str) -> bool:
     if FAILURE.search(text) or MISTAKE.search(text) or says_what_is_wrong(text):
         return True
     return DIFFERS.search(text) is not None and WISH.match(text) is None
+
+
+async def reports_bug(steps: Steps, text: str) -> bool:
+    """Whether the model takes a message without such a word for the report of a bug, which failing tests may show."""
+    if WISH.match(text):
+        return False
+    found = await preferences(steps, load("guided/report", task=" ".join(text.split())), ("bug", "wish"))
+    return found is not None and found[0] - found[1] > REPORT_MARGIN
 
 
 async def kind_of(steps: Steps, text: str, seed: int) -> Kind:

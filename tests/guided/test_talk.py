@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from kcode.guided.talk import tells_of_mistake
+from kcode.models.local import LocalModel
+from kcode.opening import engine_options
+from kcode.paths import find_paths
+from kcode.settings import Settings
+from tests.core.conftest import collect, ending
+from tests.guided.conftest import Begin, Write
 
 
 @pytest.mark.parametrize(
@@ -38,3 +46,34 @@ def test_what_is_and_what_should_be_is_a_mistake(text: str) -> None:
 )
 def test_a_wish_is_none(text: str) -> None:
     assert not tells_of_mistake(text)
+
+
+NUMBERS = """def parse_number(text):
+    sign = 1
+    if text.startswith("-"):
+        sign = 1
+        text = text[1:]
+    return sign * int(text)
+"""
+TESTS = """from numbers_in_text import parse_number
+
+
+def test_parse_number():
+    assert parse_number("12") == 12
+    assert parse_number("-12") == -12
+"""
+
+
+@pytest.mark.model
+async def test_a_bug_told_without_such_a_word_is_repaired_by_what_the_tests_say(
+    real_model: Path, begin: Begin, workspace: Path, write: Write, tmp_path: Path
+) -> None:
+    write({"numbers_in_text.py": NUMBERS, "test_numbers.py": TESTS})
+    paths = find_paths({"KCODE_HOME": str(tmp_path / "engine")})
+    model = LocalModel(engine_options(real_model, Settings(kv_disk_gb=0), paths), paths.runtime, paths.logs)
+    session = await begin(model)
+    events = await collect(session, "negative numbers are parsed as positive ones")
+    assert ending(events).reason == "the tests pass"
+    assert (workspace / "numbers_in_text.py").read_text() == NUMBERS.replace(
+        '"-"):\n        sign = 1', '"-"):\n        sign = -1'
+    )
