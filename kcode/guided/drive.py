@@ -24,6 +24,7 @@ from kcode.guided.talk import (
     answer,
     greet,
     kind_of,
+    mentions_failure,
     names_code,
     reports_bug,
     says_what_is_wrong,
@@ -102,7 +103,7 @@ class Guided:
         if goal is not None:
             return await self._repair(steps, text, goal)
         before = last_report(steps) if is_report else await run_tests(steps, FIRST_TIMEOUT_S)
-        reason = await self._silence(before) if before is not None and tells_of_failure(text) else ""
+        reason = await self._silence(before) if before is not None and mentions_failure(text) else ""
         if reason and not await names_code(self.sandbox, text):
             reason += ", and the message names nothing else to change"
             return Ending("limit", reason, f"Not done: {reason}.")
@@ -194,7 +195,7 @@ class Guided:
             return f"no test fails ({report.counts})"
         if missing := await self._missing(report):
             return f"the tests cannot say what is wrong, {missing}"
-        return "" if report.passed else re.split(r"[;\n]", report.problem)[0].rstrip(".")
+        return "" if report.passed else re.split(r";|\n", report.problem)[0].rstrip(".")
 
     async def _apply(self, steps: Steps, repair: Repair) -> bool:
         arguments = {"path": repair.suspect.path, "name": repair.suspect.symbol.qualified, "code": repair.code}

@@ -30,6 +30,9 @@ WISH = re.compile(
     r"\s*(?:please\s+)?(?:add|write|create|implement|introduce|rename|make|let|document|remove|delete|move|use|support)\b",
     re.IGNORECASE,
 )
+POLITE = re.compile(
+    r"\b(?:can|could|would|will)\s+you\s+(?:please\s+|kindly\s+)?(?:fix|repair|correct|mend|change|make|look)\b", re.IGNORECASE
+)
 EXPLAIN = re.compile(
     r"\s*(?:please\s+)?(?:explain|describe|summari[sz]e|tell me|what|why|where|which|who|when|how)\b", re.IGNORECASE
 )
@@ -48,19 +51,28 @@ REPORT_MARGIN = -1.2
 WHAT = "What is the last message: a question, a task that changes the code, or a greeting (also thanks and goodbye)?"
 
 
+def asks(text: str) -> bool:
+    """Whether the message may only want an answer; `can you fix it?` wants more."""
+    return "?" in text and POLITE.search(text) is None
+
+
+def mentions_failure(text: str) -> bool:
+    return FAILURE.search(text) is not None
+
+
 def tells_of_failure(text: str) -> bool:
     """Whether the message is surely about failing tests, so that they can be run at once; a question may not be."""
-    return "?" not in text and FAILURE.search(text) is not None
+    return not asks(text) and mentions_failure(text)
 
 
 def says_what_is_wrong(text: str) -> bool:
     """Whether the message says of a call what it gives and what it should give, and does not ask why."""
-    return "?" not in text and bool(sayings(text))
+    return not asks(text) and bool(sayings(text))
 
 
 def tells_of_mistake(text: str) -> bool:
     """Whether the message wants something repaired, as failing tests would show."""
-    if FAILURE.search(text) or MISTAKE.search(text) or says_what_is_wrong(text):
+    if mentions_failure(text) or MISTAKE.search(text) or says_what_is_wrong(text):
         return True
     return DIFFERS.search(text) is not None and WISH.match(text) is None
 

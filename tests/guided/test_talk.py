@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kcode.guided.talk import tells_of_mistake
+from kcode.guided.talk import says_what_is_wrong, tells_of_failure, tells_of_mistake
 from kcode.models.local import LocalModel
 from kcode.opening import engine_options
 from kcode.paths import find_paths
@@ -46,6 +46,14 @@ def test_what_is_and_what_should_be_is_a_mistake(text: str) -> None:
 )
 def test_a_wish_is_none(text: str) -> None:
     assert not tells_of_mistake(text)
+
+
+def test_a_polite_request_is_no_question() -> None:
+    assert tells_of_failure("tests/test_a.py fails, can you fix that?")
+    assert tells_of_failure("test_total fails")
+    assert not tells_of_failure("why does test_total fail?")
+    assert says_what_is_wrong("f(2) returns 3, but it should return 4. Could you please fix it?")
+    assert not says_what_is_wrong("f(2) returns 3, but it should return 4. Why?")
 
 
 NUMBERS = """def parse_number(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,9 @@ MAX_LOG_BYTES = 4 << 20
 MAX_REPORT_BYTES = 16 << 20
 TAIL_CHARS = 2000
 PYTEST_USAGE_ERROR = 4
+# The line in which a program says why it gave up.
+ERROR_LINE = re.compile(r"(?:E\s+)?(?:[\w.]+\.)?\w*(?:Error|Exception|Warning)\b.*:|(?:ERROR|error|fatal)\b")
+MAX_SAID_CHARS = 300
 FOLDER = Path(__file__).parent
 
 
@@ -157,4 +161,7 @@ def trouble(plan: TestPlan, result: ExecResult, log: str) -> str:
     if plan.framework == "text":
         outcome = "succeeded" if result.exit_code == 0 else f"ended with exit code {result.exit_code}"
         return f"The command {outcome}; kcode does not know the format of its output."
-    return f"No tests ran (exit code {result.exit_code})."
+    lines = [line.strip() for line in log.split("\n") if line.strip()]
+    telling = [line for line in lines if ERROR_LINE.match(line)] or lines
+    said = f": {telling[-1][:MAX_SAID_CHARS]}" if telling and result.exit_code else "."
+    return f"No tests ran (exit code {result.exit_code}){said}"
