@@ -9,10 +9,11 @@ from textual.screen import Screen
 
 if TYPE_CHECKING:
     from kcode.approval import Question, Reply
+    from kcode.tui.attention import Attention
     from kcode.tui.present import Presenter
 
 
-async def ask(screen: Screen[None], presenter: Presenter, question: Question) -> Reply:
+async def ask(screen: Screen[None], presenter: Presenter, attention: Attention, question: Question) -> Reply:
     """The person's answer, given in a screen over `screen`. Cancelled with the turn, it takes its question away."""
     from kcode.approval import Reply
     from kcode.tui.screens.approval import ApprovalScreen
@@ -25,9 +26,12 @@ async def ask(screen: Screen[None], presenter: Presenter, question: Question) ->
             answer.set_result(reply)
 
     presenter.ask()
+    attention.show("asking")
+    attention.asked(question.summary)
     await screen.app.push_screen(dialog, settle)
     try:
         return await answer or Reply("deny")
     finally:
+        attention.show("working")
         if dialog.is_current:
             dialog.dismiss(None)

@@ -34,7 +34,7 @@ from kcode.tui.widgets.todos import Todos
 from kcode.tui.widgets.transcript import Transcript
 
 if TYPE_CHECKING:
-    from kcode.approval import ApprovalMode, Question, Reply
+    from kcode.approval import ApprovalMode
     from kcode.events import Event
     from kcode.tui.actions import Actions
     from kcode.tui.present import Presenter
@@ -76,7 +76,7 @@ class ChatScreen(Screen[None]):
         history = History(state_dir / "history.jsonl" if state_dir is not None else None)
         self._conversation = Conversation(
             sessions,
-            self._ask,
+            lambda question: ask(self, self._presenter, attention, question),
             on_event=self._show,
             on_said=lambda text: self._presenter.say(text),
             on_change=self._changed,
@@ -107,14 +107,6 @@ class ChatScreen(Screen[None]):
         return Actions(
             self, self._transcript, self._conversation, self._sessions, store, self._reopen, self._show_session, stopped
         )
-
-    async def _ask(self, question: Question) -> Reply:
-        self._attention.show("asking")
-        self._attention.asked(question.summary)
-        try:
-            return await ask(self, self._presenter, question)
-        finally:
-            self._attention.show("working")
 
     @cached_property
     def _presenter(self) -> Presenter:
