@@ -14,6 +14,7 @@ from kcode.guided.edits import CannotEdit, Edit
 from kcode.guided.goal import Goal
 from kcode.guided.places import Lines, Place, Renaming, Rewrite, find_places, whole_text
 from kcode.guided.relevance import relevant, seed_text
+from kcode.guided.surprise import squeezed
 from kcode.guided.suspects import words_of
 from kcode.guided.trial import accepted, can_judge, clean, run_tests, timeout_after, unknown_names, worsening
 from kcode.model import Sampling
@@ -50,11 +51,16 @@ def next_question(files: Sequence[SourceFile], task: str, done: Sequence[str]) -
     return load("guided/place", code=code or "none", task=one_line, done=", ".join(done) or "nothing")
 
 
+def is_rewrite_of(place: Place, names: frozenset[str]) -> bool:
+    return isinstance(place, Rewrite) and place.suspect.symbol.name in names
+
+
 @dataclass(slots=True)
 class Change:
     """One request to change something; use it once. `first` is what the tests said of the tree as it is.
 
-    With a `goal` failing tests are what the request is about: it is done when that is met, else everything is taken back.
+    With a `goal` failing tests are what the request is about: it is done when that is met, else everything is taken back. `named`
+    are functions and classes that it is surely about: the first edit is made there.
     """
 
     steps: Steps
@@ -63,6 +69,7 @@ class Change:
     task: str
     first: TestReport | None
     goal: Goal | None = None
+    named: frozenset[str] = frozenset()
     tries: int = 0
     done: list[Edit] = field(default_factory=list[Edit])
     _labels: list[str] = field(default_factory=list[str])
@@ -110,6 +117,8 @@ class Change:
         options = list(dict.fromkeys(place.label for place in found if place.label in places))
         if self.done:
             options = [NOTHING_MORE, *(label for label in options if self._is_named(places[label]))]
+        elif named := [label for label in options if is_rewrite_of(places[label], self.named)]:
+            options = named
         if not options:
             return None
         examples = next_question(files, self.task, self._labels)
@@ -201,8 +210,11 @@ class Change:
             called = accepted(await self.steps.run(call.tool, call.arguments))
             if called.result.is_error:
                 return called.result.text, before
+        now = {path: await self._text_of(path, MAX_PARSED_BYTES) for path in paths}
+        if all(squeezed(now[path]) == squeezed(old) for path, old in texts.items()):
+            return "only blank lines are different from before", before
         for path, old in texts.items():
-            new = await self._text_of(path, MAX_PARSED_BYTES)
+            new = now[path]
             if wrong := introduced_faults(path, old, new):
                 return f"{path} has syntax errors now:\n{describe_faults(wrong)}", before
             if unknown := unknown_names(path, old, new):

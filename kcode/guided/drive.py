@@ -18,6 +18,7 @@ from kcode.guided import rewrite
 from kcode.guided.change import Change
 from kcode.guided.goal import Goal, choose, missing_packages, named_target
 from kcode.guided.reproduction import as_said, fails_as_said, reproduce
+from kcode.guided.sayings import sayings
 from kcode.guided.surprise import Proposal, propose
 from kcode.guided.suspects import Suspect, find_suspects, words_of
 from kcode.guided.talk import (
@@ -107,7 +108,8 @@ class Guided:
         if reason and not await names_code(self.sandbox, text):
             reason += ", and the message names nothing else to change"
             return Ending("limit", reason, f"Not done: {reason}.")
-        return await Change(steps, self.sandbox, self.seed, text, before).carry_out()
+        named = frozenset(saying.name for saying in sayings(text))
+        return await Change(steps, self.sandbox, self.seed, text, before, named=named).carry_out()
 
     async def _repair(self, steps: Steps, text: str, goal: Goal) -> Ending:
         """Reach the goal, or leave everything as it is."""
@@ -180,7 +182,9 @@ class Guided:
             await self.sandbox.write(path, data)
         report = await run_tests(steps, FIRST_TIMEOUT_S, found.path, calls_wanted=True)
         if report is None or not fails_as_said(report):
-            steps.notice("info", f"what is said of {found.said[0].call} is not what a test of it shows")
+            missing = await self._missing(report) if report is not None else ""
+            call = found.said[0].call
+            steps.notice("info", f"{call} cannot be tried: {missing}" if missing else f"{call} does not do what is said of it")
             return None
         return Goal(report, as_said(report), None, found.path, is_extra=True)
 

@@ -75,6 +75,11 @@ class Saying:
     got: Told
     wanted: Told
 
+    @property
+    def name(self) -> str:
+        """The function or class that is called first, without its module."""
+        return self.call.partition("(")[0].rpartition(".")[2]
+
 
 def sayings(text: str) -> tuple[Saying, ...]:
     """All that `text` says in so many words, at most MAX_SAYINGS; what can be read in two ways is left out."""

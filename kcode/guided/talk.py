@@ -23,7 +23,7 @@ MISTAKE = re.compile(
 DIFFERS = re.compile(
     r"\b(?:returns?|gives?|yields?|prints?|raises?|shows?|produces?|gets?|got)\b[^\n]{1,200}?"
     r"\b(?:should|must|ought to|supposed to|expected|instead of|rather than)\b"
-    r"|\bexpected\b[^\n]{1,200}?\b(?:got|but)\b",
+    r"|\bexpected\b[^\n]{1,200}?\b(?:got|but)\b|[,;.]\s+(?:but\s+)?(?:it|this|that|they|which)\s+(?:should|must|ought)\b",
     re.IGNORECASE,
 )
 WISH = re.compile(

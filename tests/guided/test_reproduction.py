@@ -113,7 +113,24 @@ async def test_what_is_not_so_is_said_and_not_repaired(begin: Begin, workspace: 
     session = await begin(ReadingModel(RIGHT))
     events = await collect(session, text)
     told = [event.text for event in events if isinstance(event, Notice)]
-    assert any("add(2, 3)" in line and "not what a test of it shows" in line for line in told)
+    assert any("add(2, 3)" in line and "does not do what is said of it" in line for line in told)
+
+
+@pytest.mark.usefixtures("bare_python")
+async def test_a_call_that_cannot_be_tried_is_changed_where_it_is(begin: Begin, workspace: Path, write: Write) -> None:
+    # The package that is missing hides what the call does; blank lines alone are no change.
+    head = "import not_installed_anywhere\n\n\n"
+    write({"calc.py": head + BROKEN, "other.py": "def subtract(a, b):\n    return a - b\n"})
+    replies = (
+        Reply(text='```python\ndef add(a, b):\n    """The sum."""\n\n    return a - b\n'),
+        Reply(text='```python\ndef add(a, b):\n    """The sum."""\n    return a + b\n'),
+    )
+    session = await begin(ReadingModel(replies=replies))
+    events = await collect(session, SAID)
+    told = [event.text for event in events if isinstance(event, Notice)]
+    assert "add(2, 3) cannot be tried: not_installed_anywhere is not installed" in told
+    assert "taken back: only blank lines are different from before" in told
+    assert (workspace / "calc.py").read_text() == head + RIGHT
 
 
 @pytest.mark.usefixtures("bare_python")

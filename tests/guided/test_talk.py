@@ -26,6 +26,7 @@ from tests.guided.conftest import Begin, Write
         "Expected 4 but got 3",
         "the parser raises KeyError where an empty list is expected",
         "dates are rounded incorrectly",
+        "bump_major keeps the minor version, it should be reset to zero",
     ],
 )
 def test_what_is_and_what_should_be_is_a_mistake(text: str) -> None:
