@@ -119,6 +119,7 @@ setting = partial(click.option, callback=_keep_flag, expose_value=False)
 )
 @click.option("--all-attempts", is_flag=True, help="Make all N; of those that pass, the smallest diff counts.")
 @click.option("--keep-best", is_flag=True, help="Keep the best attempt even when none passes.")
+@click.option("--plain", is_flag=True, help="No full screen: lines one after another, as screen readers need them.")
 @click.option("--debug", is_flag=True, help="Say more on standard error.", callback=_log_to_stderr, expose_value=False)
 @click.version_option(__version__, "-v", "-V", "--version", message="kcode %(version)s")
 def agent(
@@ -135,6 +136,7 @@ def agent(
     attempts: int | None,
     all_attempts: bool,
     keep_best: bool,
+    plain: bool,
 ) -> int:
     """A coding agent in the terminal. Without -p it opens the screen, with PROMPT as the first message.
 
@@ -150,7 +152,7 @@ def agent(
         resume = _fork(fork_id, folder)
     plan = _plan(attempts, run_all=all_attempts, keep_best=keep_best, is_headless=headless_prompt is not None)
     if headless_prompt is None:
-        return _show_screen(prompt or "", resume, folder, flags)
+        return _show_screen(prompt or "", resume, folder, flags, plain=plain or os.environ.get("TERM") == "dumb")
     return _run_headless(headless_prompt, resume, folder, flags, output_format, output_dir, plan)
 
 
@@ -223,7 +225,7 @@ def _run_headless(
     return asyncio.run(run(wanted, Sessions(settings, workspace, paths, "auto")))
 
 
-def _show_screen(first_message: str, resume: str | None, folder: str, flags: dict[str, Value]) -> int:
+def _show_screen(first_message: str, resume: str | None, folder: str, flags: dict[str, Value], *, plain: bool) -> int:
     import gc
 
     # Until the conversation is open nearly all that is made stays; looking through it costs a tenth of the start.
@@ -234,7 +236,7 @@ def _show_screen(first_message: str, resume: str | None, folder: str, flags: dic
     if settings.sandbox == "danger-full-access":
         _confirm_full_access()
     _log_to_file(paths.logs / "screen.log")
-    return show(settings, workspace, paths, resume, first_message)
+    return show(settings, workspace, paths, resume, first_message, plain=plain)
 
 
 def _confirm_full_access() -> None:

@@ -98,10 +98,10 @@ class LateSessions:
         return Sessions(self._settings, self._workspace, self._paths, "ask")
 
 
-def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | None, first_message: str) -> int:
-    """Open the screen until the user leaves; the exit code."""
-    from kcode.tui.app import run
-
+def show(
+    settings: Settings, workspace: Path, paths: Paths, resume_id: str | None, first_message: str, *, plain: bool = False
+) -> int:
+    """Open the screen until the user leaves, or with `plain` a prompt without one; the exit code."""
     elsewhere = bool(settings.base_url) or settings.model.startswith(SCRIPTED)
     launch = Launch(
         workspace=str(workspace),
@@ -111,6 +111,12 @@ def show(settings: Settings, workspace: Path, paths: Paths, resume_id: str | Non
         notifications=settings.notifications,
         needs_model=not elsewhere and not settings.model and resume_id is None and not _has_model(paths.models),
     )
+    if plain:
+        from kcode.plain.chat import run as run_plain
+
+        return run_plain(launch, LateSessions(settings, workspace, paths), paths.state)
+    from kcode.tui.app import run
+
     store = None if elsewhere else Store(paths.models)
     return run(launch, LateSessions(settings, workspace, paths), store, paths.state, theme=settings.theme)
 

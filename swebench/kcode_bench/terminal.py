@@ -72,6 +72,19 @@ class Terminal:
                 return time.perf_counter()
         return time.perf_counter()
 
+    @property
+    def seen(self) -> str:
+        """What came since something was typed, as far as it was waited for; at most its end."""
+        return self._seen.decode(errors="replace")
+
+    def ended(self, timeout_s: float = 30.0) -> int:
+        """The exit code, when the program has ended by itself. Raises TimeoutExpired."""
+        deadline = time.perf_counter() + timeout_s
+        # Who does not read what a program writes at its end may keep it from ending.
+        while self._read(deadline - time.perf_counter()):
+            pass
+        return self._process.wait(max(1.0, deadline - time.perf_counter()))
+
     def rest(self, seconds: float) -> None:
         """Read and drop what comes in this time."""
         deadline = time.perf_counter() + seconds
