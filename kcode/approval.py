@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from kcode.messages import ToolCall
@@ -15,6 +15,13 @@ from kcode.tools.tool import Access
 ApprovalMode = Literal["plan", "ask", "auto"]
 Answer = Literal["allow", "allow-session", "allow-always", "deny"]
 """Of a call, "allow-always" is for the session; of a grant, "allow" is for the turn and "allow-always" is kept for the folder."""
+
+
+Before = Callable[[], Awaitable[str]]
+
+
+async def nothing_before() -> str:
+    return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +34,8 @@ class Question:
     reason: str
     is_grant: bool = False
     """Not whether a call may run, but whether the sandbox is to be opened for something."""
+    before: str = ""
+    """The text that the call replaces, where its arguments do not hold it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +103,7 @@ class Approval:
         self._free = free
         self._asking = asyncio.Lock()
 
-    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict:
+    async def decide(self, call: ToolCall, access: Access, summary: str, before: Before = nothing_before) -> Verdict:
         """The verdict on a call whose name and arguments are valid; `call.name` is the tool's own name."""
         if access == "read" or (access == "delegate" and self.mode == "plan"):
             return Verdict(True)
@@ -104,11 +113,11 @@ class Approval:
             return Verdict(True)
         if is_destructive_git(call) and await self._is_dirty():
             reason = "this git command can throw uncommitted work away"
-            return await self._ask(Question(call, access, summary, reason), remember=False)
+            return await self._ask(Question(call, access, summary, reason), before, remember=False)
         if self.mode == "auto" or call.name in self._always:
             return Verdict(True)
         reason = REASONS[access]
-        return await self._ask(Question(call, access, summary, reason), remember=True)
+        return await self._ask(Question(call, access, summary, reason), before, remember=True)
 
     def in_copy(self, free: frozenset[str]) -> Approval:
         """The rules in a copy of the workspace, where the tools `free` do no harm; others ask as here."""
@@ -116,7 +125,7 @@ class Approval:
         rules._asking, rules._always = self._asking, self._always
         return rules
 
-    async def _ask(self, question: Question, *, remember: bool) -> Verdict:
+    async def _ask(self, question: Question, before: Before, *, remember: bool) -> Verdict:
         if self._asker is None:
             return Verdict(
                 False, f"Not run: {question.summary} needs approval ({question.reason}) and nobody is there to give it."
@@ -124,7 +133,7 @@ class Approval:
         async with self._asking:
             if remember and question.call.name in self._always:
                 return Verdict(True)
-            reply = await self._asker(question)
+            reply = await self._asker(replace(question, before=await before()))
         if reply.answer == "deny":
             said = f" The user said: {reply.text}" if reply.text else ""
             return Verdict(False, f"Not run: the user denied {question.summary}.{said}")

@@ -7,7 +7,7 @@ import time
 
 from pydantic import BaseModel
 
-from kcode.approval import Verdict
+from kcode.approval import Before, Verdict, nothing_before
 from kcode.context import Context
 from kcode.events import OWN_COMMAND
 from kcode.messages import ToolCall
@@ -26,7 +26,7 @@ STOPPED = "[the user stopped it]"
 class Unasked:
     """Who typed the command has allowed it; what it may reach is the sandbox's to say, as ever."""
 
-    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict:
+    async def decide(self, call: ToolCall, access: Access, summary: str, before: Before = nothing_before) -> Verdict:
         return Verdict(True)
 
 

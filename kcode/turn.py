@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kcode.approval import Verdict
+from kcode.approval import Before, Verdict, nothing_before
 from kcode.events import Display, Event, TurnStatus
 from kcode.messages import Message, ToolCall, ToolResult
 from kcode.model import ChatModel, Sampling, ToolSpec, Usage
@@ -70,7 +70,9 @@ class Tree(Protocol):
 
 
 class Approver(Protocol):
-    async def decide(self, call: ToolCall, access: Access, summary: str) -> Verdict: ...
+    async def decide(self, call: ToolCall, access: Access, summary: str, before: Before = nothing_before) -> Verdict:
+        """`before` gives the text that the call replaces; it is awaited only when a person is asked."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from acp.schema import (
 
 from kcode import __version__
 from kcode.acp.prompts import Block, prompt_text
-from kcode.acp.updates import Updates, arguments_of, kind_of, locations_of, past, stop_reason
+from kcode.acp.updates import Updates, arguments_of, kind_of, locations_of, past, replacement_of, stop_reason
 from kcode.approval import Answer, ApprovalMode, Asker, Question, Reply
 from kcode.errors import KcodeError
 from kcode.events import TurnFinished
@@ -189,6 +189,7 @@ class Agent:
                 status="pending",
                 locations=locations_of(question.call, workspace),
                 raw_input=arguments_of(question.call),
+                content=replacement_of(question.call, question.before, workspace),
             )
             try:
                 response = await self._connected.request_permission(named[0], call, options)

@@ -72,6 +72,16 @@ def locations_of(call: ToolCall, workspace: Path) -> list[ToolCallLocation]:
     return [ToolCallLocation(path=str(workspace / path), line=line if isinstance(line, int) and line >= 0 else None)]
 
 
+def replacement_of(call: ToolCall, before: str, workspace: Path) -> list[FileEditToolCallContent]:
+    """What a call that brings a whole text puts in the place of `before`, as an editor draws it; empty when it brings none."""
+    arguments = arguments_of(call)
+    path = arguments.get("path")
+    new = next((arguments[name] for name in ("code", "content") if isinstance(arguments.get(name), str)), None)
+    if not before or not isinstance(path, str) or not isinstance(new, str):
+        return []
+    return [helpers.tool_diff_content(str(workspace / path), new, before)]
+
+
 class Updates:
     """Of one turn: live output is sent as the whole so far, as the protocol has it."""
 

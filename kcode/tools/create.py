@@ -9,6 +9,7 @@ from kcode.tools.refusal import Refusal, settle
 from kcode.tools.syntax import describe_faults, introduced_faults
 from kcode.tools.textfile import ReadFiles, changed_paths, encode_new, exists, open_text, shown_path
 from kcode.tools.tool import Access, Emit, Outcome
+from kcode_sandbox.errors import FileError, SandboxDiedError
 from kcode_sandbox.sandbox import Sandbox
 
 
@@ -31,6 +32,12 @@ class CreateTool:
     def summary(self, arguments: CreateArguments) -> str:
         lines = arguments.content.count("\n") + 1
         return f"write {arguments.path} ({lines} line{'s' if lines > 1 else ''})"
+
+    async def before(self, arguments: CreateArguments) -> str:
+        try:
+            return (await open_text(self.sandbox, arguments.path)).content.text
+        except (Refusal, FileError, SandboxDiedError):
+            return ""
 
     async def run(self, arguments: CreateArguments, emit: Emit) -> Outcome:
         return await settle(self.write(arguments))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from kcode.tools.edited import write_edit
 from kcode.tools.functions import rewritten
 from kcode.tools.refusal import Refusal, settle
-from kcode.tools.symbols import symbols
+from kcode.tools.symbols import named, symbols
 from kcode.tools.syntax import describe_faults, faults, language_of
 from kcode.tools.textfile import ReadFiles, open_text
 from kcode.tools.tool import Access, Emit, Outcome
+from kcode_sandbox.errors import FileError, SandboxDiedError
 from kcode_sandbox.sandbox import Sandbox
 
 
@@ -33,6 +36,23 @@ class RewriteFunctionTool:
 
     def summary(self, arguments: RewriteFunctionArguments) -> str:
         return f"rewrite {arguments.name} in {arguments.path}"
+
+    async def before(self, arguments: RewriteFunctionArguments) -> str:
+        """The old definition, without its indentation when the new one has none."""
+        try:
+            file = await open_text(self.sandbox, arguments.path)
+        except (Refusal, FileError, SandboxDiedError):
+            return ""
+        text = file.content.text
+        found = named(symbols(file.shown, text), arguments.name)
+        if len(found) != 1:
+            return ""
+        data = text.encode()
+        # Decorators that the new code does not have stay as they are.
+        is_kept = b"@" in data[found[0].start_byte : found[0].core_byte] and not arguments.code.lstrip().startswith("@")
+        line = data.rfind(b"\n", 0, found[0].core_byte if is_kept else found[0].start_byte) + 1
+        old = data[line : found[0].end_byte].decode(errors="replace")
+        return old if arguments.code[:1].isspace() else textwrap.dedent(old)
 
     async def run(self, arguments: RewriteFunctionArguments, emit: Emit) -> Outcome:
         return await settle(self.rewrite(arguments))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
 
@@ -54,3 +54,12 @@ class Tool(Protocol, Generic[ArgumentsT]):
     def summary(self, arguments: ArgumentsT) -> str: ...
 
     async def run(self, arguments: ArgumentsT, emit: Emit) -> Outcome: ...
+
+
+@runtime_checkable
+class Replacing(Protocol):
+    """A tool whose arguments do not show what they replace: a person who is asked sees it beside them."""
+
+    async def before(self, arguments: Any) -> str:
+        """The text that the call is going to replace, "" when there is none or it cannot be told."""
+        ...

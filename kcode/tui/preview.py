@@ -19,15 +19,14 @@ WHOLE_TEXTS = ("content", "text", "file_text", "code")
 COMMANDS = ("command", "argv", "args")
 
 
-def draw_call(call: ToolCall, width: int, look: Look, two_columns: bool = False) -> list[Strip]:
-    """A command as highlighted shell, an edit as a diff (if told, in two columns), else the arguments; all unshortened."""
-    try:
-        arguments = json.loads(call.arguments)
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
+def draw_call(call: ToolCall, width: int, look: Look, two_columns: bool = False, before: str = "") -> list[Strip]:
+    """A command as highlighted shell, an edit as a diff (if told, in two columns), else the arguments; all unshortened.
+
+    `before` is what a whole new text replaces.
+    """
+    values = _arguments(call)
+    if values is None:
         return strips(Text(clean(call.arguments), look.text), width, look)
-    values = {str(key): value for key, value in arguments.items()}
     path = str(values.get("path", ""))
     for old, new in EDITS:
         if isinstance(values.get(old), str) and isinstance(values.get(new), str):
@@ -37,7 +36,8 @@ def draw_call(call: ToolCall, width: int, look: Look, two_columns: bool = False)
             )
     for name in WHOLE_TEXTS:
         if isinstance(values.get(name), str) and path:
-            return _rest(values, {name, "path"}, width, look) + draw_diff(diff_lines("", str(values[name])), path, width, look)
+            draw = draw_side_by_side if two_columns and before else draw_diff
+            return _rest(values, {name, "path"}, width, look) + draw(diff_lines(before, str(values[name])), path, width, look)
     for name in COMMANDS:
         value = values.get(name)
         if isinstance(value, str | list):
@@ -46,6 +46,23 @@ def draw_call(call: ToolCall, width: int, look: Look, two_columns: bool = False)
             shown.style = ""
             return margin(strips(shown, max(1, width - 2), look), "$ ", "  ", look.accent) + _rest(values, {name}, width, look)
     return _rest(values, set(), width, look)
+
+
+def has_two_sides(call: ToolCall, before: str) -> bool:
+    """Whether the call is drawn as a diff with an old side and a new one."""
+    values = _arguments(call) or {}
+    if any(isinstance(values.get(old), str) and isinstance(values.get(new), str) for old, new in EDITS):
+        return True
+    return bool(before) and bool(values.get("path")) and any(isinstance(values.get(name), str) for name in WHOLE_TEXTS)
+
+
+def _arguments(call: ToolCall) -> dict[str, object] | None:
+    """None when they are no JSON object."""
+    try:
+        arguments = json.loads(call.arguments)
+    except ValueError:
+        return None
+    return {str(key): value for key, value in arguments.items()} if isinstance(arguments, dict) else None
 
 
 def _rest(values: dict[str, object], shown: set[str], width: int, look: Look) -> list[Strip]:

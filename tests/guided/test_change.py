@@ -139,6 +139,8 @@ async def test_a_refusal_is_taken_as_one(begin: Begin, workspace: Path, write: W
     end = ending(await collect(session, text))
     assert [question.access for question in asked].count("write") == 1
     assert asked[-1].access == "write"
+    assert asked[-1].before.startswith("def add(" if "fails" in text else "def greet(")
+    assert asked[-1].before in (workspace / "calc.py").read_text()
     assert end.status == "interrupted"
     assert "the user denied" in end.reason
     assert "use a table" in end.reason

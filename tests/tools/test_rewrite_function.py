@@ -9,7 +9,10 @@ import pytest
 
 from kcode.tools.functions import rewritten
 from kcode.tools.refusal import Refusal
+from kcode.tools.rewrite_function import RewriteFunctionArguments, RewriteFunctionTool
+from kcode.tools.textfile import ReadFiles
 from kcode.tools.tool import Outcome
+from kcode_sandbox.sandbox import Sandbox
 
 Call = Callable[..., Awaitable[Outcome]]
 
@@ -206,3 +209,31 @@ async def test_the_tool_writes_and_shows_the_new_function(call: Call, workspace:
     assert "7\t    # product" in outcome.text
     same = await call("rewrite_function", path="a.py", name="area", code="def area(w, h):\n    # product\n    return w * h\n")
     assert "the same as the old one" in same.text
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "old"),
+    [
+        ("area", "def area(w, h):\n    return 1\n", "def area(w, h):\n    return w + h"),
+        ("area", "@wraps\ndef area(w, h):\n    return 1\n", "@cache\ndef area(w, h):\n    return w + h"),
+        (
+            "Box.volume",
+            "def volume(self):\n    return 1\n",
+            "def volume(self):\n    if self.flat:\n        return 0\n    return 2",
+        ),
+        (
+            "Box.volume",
+            "    def volume(self):\n        return 1\n",
+            "    def volume(self):\n        if self.flat:\n            return 0\n        return 2",
+        ),
+        ("Box.size", "def size(self):\n    return 1\n", ""),
+        ("nowhere", "def nowhere():\n    return 1\n", ""),
+    ],
+)
+async def test_who_is_asked_is_shown_the_old_definition(
+    sandbox: Sandbox, workspace: Path, name: str, code: str, old: str
+) -> None:
+    (workspace / "a.py").write_text(PYTHON)
+    tool = RewriteFunctionTool(sandbox, ReadFiles())
+    assert (await tool.before(RewriteFunctionArguments(path="a.py", name=name, code=code))).rstrip("\n") == old
+    assert await tool.before(RewriteFunctionArguments(path="missing.py", name=name, code=code)) == ""

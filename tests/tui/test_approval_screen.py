@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -21,6 +22,31 @@ def question(name: str, **arguments: object) -> Question:
 
 BASH = question("bash", command="git push --force\x1b]0;x\x07 && rm -rf \u202e/tmp", timeout_s=30)
 EDIT = question("str_replace", path="a.py", old="x = 1\ny = 2", new="x = 1\ny = 3")
+
+
+OLD = "def f():\n    first()\n    second()\n"
+REWRITE = question("rewrite_function", path="a.py", code="def f():\n    first()\n    third()\n")
+
+
+async def test_a_rewritten_function_is_shown_beside_the_old_one(start: Start) -> None:
+    app = start(asking(replace(REWRITE, before=OLD)))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await enter(pilot, "go")
+        await until(app, "Allow once")
+        lines = screen_text(app).split("\n")
+        assert any("second()" in line and "-" in line for line in lines)
+        assert any("third()" in line and "+" in line for line in lines)
+        assert not any("first()" in line and "+" in line for line in lines)
+        assert "two columns" in screen_text(app)
+
+
+@pytest.mark.parametrize(("asked", "is_named"), [(BASH, False), (EDIT, True), (REWRITE, False)])
+async def test_columns_are_named_where_there_are_two_sides(start: Start, asked: Question, is_named: bool) -> None:
+    app = start(asking(asked))
+    async with app.run_test(size=(100, 30)) as pilot:
+        await enter(pilot, "go")
+        await until(app, "Allow once")
+        assert ("two columns" in screen_text(app)) is is_named
 
 
 def asking(asked: Question) -> ScriptedSessions:

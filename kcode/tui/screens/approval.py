@@ -15,7 +15,7 @@ from textual.widgets import Input, Static
 
 from kcode.approval import Answer, Question, Reply
 from kcode.tui.clean import clean, one_line
-from kcode.tui.preview import draw_call
+from kcode.tui.preview import draw_call, has_two_sides
 from kcode.tui.side_by_side import MIN_WIDTH
 from kcode.tui.theme import Look, look_of
 from kcode.tui.widgets.sheet import Sheet
@@ -128,7 +128,7 @@ class ApprovalScreen(ModalScreen[Reply]):
         self.dismiss(Reply("deny", event.value.strip()))
 
     def _draw(self, width: int, look: Look) -> list[Strip]:
-        return draw_call(self._question.call, width, look, self._wide(width))
+        return draw_call(self._question.call, width, look, self._wide(width), self._question.before)
 
     def _wide(self, width: int) -> bool:
         return width >= MIN_WIDTH if self._two_columns is None else self._two_columns
@@ -141,5 +141,6 @@ class ApprovalScreen(ModalScreen[Reply]):
             here = at == number
             text.append("❯ " if here else "  ", look.accent)
             text.append(f"{at + 1} {choice.format(name=self._question.call.name)}\n", look.bold if here else look.text)
-        text.append("  Esc denies · v turns one or two columns", look.dim)
+        columns = " · v turns one or two columns" if has_two_sides(self._question.call, self._question.before) else ""
+        text.append(f"  Esc denies{columns}", look.dim)
         self.query_one("#approval-choices", Static).update(text)
