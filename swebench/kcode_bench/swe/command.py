@@ -18,6 +18,7 @@ from kcode_bench.swe.environment import EnvironmentFailed, Kind, build, write_wh
 from kcode_bench.swe.export import export_command, report_name
 from kcode_bench.swe.gold import check_gold
 from kcode_bench.swe.log_parsers import parser_named
+from kcode_bench.swe.page import write_page
 from kcode_bench.swe.results import (
     Folder,
     Prediction,
@@ -226,10 +227,15 @@ def eval_command(
 @command.command("report")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.argument("other", type=click.Path(path_type=Path), metavar="[OTHER]", required=False)
+@click.option("--html", "as_page", is_flag=True, help="Write DIR/report.html again: figures, plots, ways to the traces.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object as the last line.")
-def report_command(folder: Path, other: Path | None, as_json: bool) -> int:
+def report_command(folder: Path, other: Path | None, as_page: bool, as_json: bool) -> int:
     """Say again how the instances of a run's DIR stand; with OTHER, which came out differently there, and if by chance."""
     results = results_in(folder)
+    if as_page and other is not None:
+        raise StartError("--html: the page is about one run; leave out the other")
+    if as_page:
+        _say(f"written: {write_page(results, results.known())}")
     if other is None:
         _tell(results, results.known(), summary(results, results.known()), "report", as_json)
         return 0
@@ -252,6 +258,7 @@ def _work(
     work_through(runs, rows, workers, _say)
     ids = [row.instance_id for row in all_rows or rows]
     documents = [_write_reports(run.folder, ids, run.predictions, run.name, run_id) for run in runs]
+    _say(f"a page about it: {write_page(runs[0].folder, ids)}")
     _tell(runs[0].folder, ids, documents[0], what, as_json)
     return 2 if any(document["errors"] for document in documents) else 0
 

@@ -19,6 +19,7 @@ from kcode_bench.swe.environment import Environment, EnvironmentFailed, Kind, Pl
 from kcode_bench.swe.export import TRAJECTORY, transcript_of, write_trace
 from kcode_bench.swe.gold import check_gold
 from kcode_bench.swe.grading import Grade, grade
+from kcode_bench.swe.page import TRACE
 from kcode_bench.swe.results import Folder, Prediction, State
 from kcode_bench.swe.rows import Row
 from kcode_bench.swe.sources import Source
@@ -125,6 +126,7 @@ class Run:
         transcript = transcript_of(folder)
         if transcript is not None:
             write_trace(transcript, folder / TRAJECTORY, "atif")
+            write_trace(transcript, folder / TRACE, "html")
         # Bytes that are no UTF-8 cannot stand in a prediction.
         patch = extract_patch(place, row.test_patch).decode("utf-8", errors="replace")
         with self.lock:
