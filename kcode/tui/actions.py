@@ -59,6 +59,7 @@ class Actions:
             "new": self._new,
             "resume": self._resume,
             "context": self._context,
+            "stats": self._stats,
             "compact": partial(self._compact, text),
             "copy": self._copy,
             "diff": self._diff,
@@ -118,6 +119,15 @@ class Actions:
             self.tell("i", "no conversation is open")
         else:
             self._transcript.add(*breakdown_blocks(await session.context_breakdown()))
+
+    async def _stats(self) -> None:
+        from kcode.tui.stats import stats_blocks
+
+        session = self._conversation.session
+        if session is None:
+            self.tell("i", "no conversation is open")
+        else:
+            self._transcript.add(*stats_blocks(session.records))
 
     async def _compact(self, text: str) -> None:
         if self._conversation.session is None:

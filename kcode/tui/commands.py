@@ -20,6 +20,7 @@ COMMANDS = (
     Command("new", "start a new conversation"),
     Command("resume", "go on with an earlier conversation"),
     Command("context", "what fills the context"),
+    Command("stats", "what it cost so far: tokens of each step, calls and their time"),
     Command("compact", "begin anew from a note; say what to keep after it"),
     Command("copy", "the last answer to the clipboard"),
     Command("diff", "what changed in this conversation"),
