@@ -18,9 +18,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kcode_sandbox.unchanged import Unchanged
+
 SUFFIX = ".held-by-kcode"
 HELD_NAMES = (".envrc", ".vscode", ".idea", ".claude", ".cursor", ".mcp.json", ".kcode")
 """Files and folders that tools on the host run or obey."""
+REPOSITORY = frozenset({"HEAD", "objects", "refs"})
 PRUNED = frozenset({"node_modules", "__pycache__", ".tox", "target"})
 MAX_FOLDERS = 50_000
 MAX_CONFIG_BYTES = 1 << 20
@@ -51,9 +54,10 @@ class Guard:
     known: frozenset[Path]
     held: list[str] = field(default_factory=list)
     """Everything so far, relative to the workspace, under the names it had."""
+    _unchanged: Unchanged = field(default_factory=Unchanged)
 
     def sweep(self) -> list[str]:
-        """What was held now. Blocks for some milliseconds, more in trees of ten thousands of folders."""
+        """What was held now. Blocks for some milliseconds: every folder is looked at, those that changed are read."""
         found: list[str] = []
         with suppress(OSError):
             top = os.open(self.workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -66,16 +70,30 @@ class Guard:
 
     def _walk(self, top: int, found: list[str]) -> None:
         pending = [""]
+        self._unchanged.begin()
         for _ in range(MAX_FOLDERS):
             if not pending:
                 return
             place = pending.pop()
+            quiet = self._unchanged.inner(top, place)
+            if quiet is not None:
+                pending += quiet
+                continue
             with suppress(OSError), _opened(top, place) as folder:
-                with os.scandir(folder) as entries:
-                    names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
-                found += [os.path.join(place, name) for name in self._check(folder, place, names)]
-                inner = (name for name, is_folder in names.items() if is_folder and name not in PRUNED and name != ".git")
-                pending += [os.path.join(place, name) for name in inner]
+                pending += self._look(folder, place, found)
+
+    def _look(self, folder: int, place: str, found: list[str]) -> tuple[str, ...]:
+        """Hold what is in `folder`; the places of the folders in it."""
+        stamp = self._unchanged.stamp(folder)
+        with os.scandir(folder) as entries:
+            names = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        found += [os.path.join(place, name) for name in self._check(folder, place, names)]
+        folders = (name for name, is_folder in names.items() if is_folder and name not in PRUNED and name != ".git")
+        inner = tuple(os.path.join(place, name) for name in folders)
+        # What a repository would run lies in its files and folders, which change without it.
+        if ".git" not in names and not names.keys() >= REPOSITORY and names.keys().isdisjoint(HELD_NAMES):
+            self._unchanged.note(place, stamp, inner)
+        return inner
 
     def _check(self, folder: int, place: str, names: dict[str, bool]) -> Iterator[str]:
         here = self.workspace / place
@@ -84,7 +102,7 @@ class Guard:
                 yield name
         if ".git" in names and here / ".git" not in self.known:
             yield from self._check_git(folder, here, is_folder=names[".git"])
-        elif {"HEAD", "objects", "refs"} <= names.keys() and here not in self.known:
+        elif names.keys() >= REPOSITORY and here not in self.known:
             yield from _check_repository(folder)
 
     def _check_git(self, folder: int, here: Path, *, is_folder: bool) -> Iterator[str]:
