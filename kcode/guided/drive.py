@@ -180,6 +180,7 @@ class Guided:
             return None
         for path, data in found.files.items():
             await self.sandbox.write(path, data)
+        steps.notice("info", "tried as a test: " + "; ".join(f"{said.call} should be {said.wanted.text}" for said in found.said))
         report = await run_tests(steps, FIRST_TIMEOUT_S, found.path, calls_wanted=True)
         if report is None or not fails_as_said(report):
             missing = await self._missing(report) if report is not None else ""
@@ -295,10 +296,11 @@ def success(repair: Repair, goal: Goal, after: TestReport) -> str:
     others = "" if after.ok else " The tests that still fail failed before, too."
     if not goal.is_extra:
         return f"{done} Tests: {goal.before.counts} before, {after.counts} now.{others}"
-    judged = (
-        f"Tests: {after.counts}.{others}" if after.passed else f"The project's own tests say nothing: {after.counts}, as before."
-    )
-    return f"{done} It is now as the message says it should be. {judged}"
+    done += " It is now as the message says it should be."
+    if after.passed:
+        return f"{done} Tests: {after.counts}.{others}"
+    failing = f"The project's own tests fail as they did before: {after.counts}."
+    return f"{done} {failing if after.failing else 'No test of the project runs here.'}"
 
 
 def as_repair(proposal: Proposal, tried: set[str]) -> Repair:

@@ -32,7 +32,7 @@ from kcode.tui.clean import clean, one_line
 from kcode.tui.compaction_line import compaction_line
 from kcode.tui.diff import counts, diff_lines
 from kcode.tui.figures import duration_text, quantity
-from kcode.tui.turn_end import end_of_turn
+from kcode.tui.turn_end import FINISH, end_of_turn, told_at_end
 
 PREFILL_S = 5.0
 FAILED_LINES = 8
@@ -48,6 +48,7 @@ class Lines:
         self._is_line_begun = False
         self._open_call = ""
         self._part = ""
+        self._heard = ""
         self._summaries: dict[str, str] = {}
         self._prefill_told = 0.0
 
@@ -118,8 +119,10 @@ class Lines:
             self._end_line()
             self._part = "answer"
         self._write(clean(text))
+        self._heard += text
 
     def _finish(self, event: CallFinished) -> None:
+        self._heard += event.result.text if event.call.name == FINISH else ""
         told = outcome(event.display, event.result.is_error, event.duration_s)
         if self._open_call == event.call.id:
             self._write(f": {told}\n")
@@ -131,7 +134,10 @@ class Lines:
 
     def _end(self, event: TurnFinished) -> None:
         self._end_line()
+        heard, self._heard = self._heard, ""
         if event.reason != OWN_COMMAND:
+            if told_at_end(event.result, event.reason, heard):
+                self.say(event.result.strip())
             more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
             self.say(end_of_turn(event.status, event.reason, event.usage, more).text.replace(" · ", ", "))
 

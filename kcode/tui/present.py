@@ -31,7 +31,7 @@ from kcode.tui.blocks import Answer, Remark, Said, Thinking
 from kcode.tui.call_block import Call
 from kcode.tui.compaction_line import compaction_line
 from kcode.tui.figures import duration_text, quantity
-from kcode.tui.turn_end import end_of_turn
+from kcode.tui.turn_end import FINISH, end_of_turn, told_at_end
 from kcode.tui.widgets.activity import Activity, Doing
 from kcode.tui.widgets.transcript import Transcript
 
@@ -48,6 +48,7 @@ class Presenter:
         self._transcript = transcript
         self._activity = activity
         self._answer: Answer | None = None
+        self._heard = ""
         self._thinking: Thinking | None = None
         self._thinking_began = 0.0
         self._writing: dict[int, Call] = {}
@@ -87,6 +88,7 @@ class Presenter:
     def show(self, event: Event) -> None:
         match event:
             case TurnStarted():
+                self._heard = ""
                 self._activity.start("Working")
             case StepStarted():
                 self._drop_unstarted()
@@ -150,6 +152,7 @@ class Presenter:
             self._transcript.add(self._answer)
             self._activity.show(Doing("Answering"))
         self._answer.append(text)
+        self._heard += text
         self._transcript.changed(self._answer)
 
     def _grow_thinking(self, text: str) -> None:
@@ -199,6 +202,7 @@ class Presenter:
             block.write(event.call.name, event.call.arguments)
             self._transcript.add(block)
         block.finish(event.display, event.result.is_error, event.duration_s)
+        self._heard += event.result.text if event.call.name == FINISH else ""
         self._last_call = block
         self._transcript.changed(block)
         self._activity.show(Doing("Working"))
@@ -211,6 +215,8 @@ class Presenter:
                 self._last_call.toggle(True)
                 self._transcript.changed(self._last_call)
             return
+        if told := told_at_end(event.result, event.reason, self._heard):
+            self._transcript.add(Answer(told))
         more = [quantity(event.steps, "step"), duration_text(event.duration_s)]
         reason = "" if event.reason == self._last_notice else event.reason
         self._transcript.add(end_of_turn(event.status, reason, event.usage, more))

@@ -12,7 +12,7 @@ from kcode.tui.blocks import Answer, Block, Thinking
 from kcode.tui.blocks import Said as SaidBlock
 from kcode.tui.call_block import Call
 from kcode.tui.compaction_line import compaction_line
-from kcode.tui.turn_end import end_of_turn
+from kcode.tui.turn_end import FINISH, end_of_turn, told_at_end
 
 
 def has_turns(records: Sequence[Record]) -> bool:
@@ -30,14 +30,18 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
     """What the user saw, less what was for the moment: notices, live output, how long thinking took."""
     blocks: list[Block] = []
     calls: dict[str, Call] = {}
+    heard = ""
     for record in records:
         match record:
             case Turn(text=text):
                 blocks.append(SaidBlock(text))
+                heard = ""
             case Said(message=message) if message.role == "assistant":
                 blocks += _parts_of(message, calls)
+                heard += message.text
             case Answered(result=result, display=display, duration_s=duration_s) if result.call_id in calls:
                 calls.pop(result.call_id).finish(display, result.is_error, duration_s)
+                heard += result.text if result.name == FINISH else ""
             case Ran(call=call, result=result, display=display, duration_s=duration_s):
                 own = Call(call.name)
                 own.write(call.name, call.arguments)
@@ -48,7 +52,9 @@ def blocks_of(records: Sequence[Record]) -> list[Block]:
                 pass
             case Compacted(before_tokens=before, after_tokens=after, by=by):
                 blocks.append(compaction_line(before, after, by))
-            case TurnEnd(status=status, reason=reason, usage=usage):
+            case TurnEnd(status=status, reason=reason, usage=usage, result=result):
+                if told := told_at_end(result, reason, heard):
+                    blocks.append(Answer(told))
                 blocks.append(end_of_turn(status, reason, usage, []))
             case _:
                 pass

@@ -8,6 +8,8 @@ from kcode.events import TurnStatus
 from kcode.model import Usage
 from kcode.tui.blocks import Remark
 
+# The tool by which a model ends a turn: its result is what the turn came to.
+FINISH = "finish"
 ENDS: Mapping[TurnStatus, tuple[str, str, str]] = {
     "finished": ("✓", "good", "done"),
     "limit": ("!", "warning", "stopped at a limit"),
@@ -27,6 +29,16 @@ def end_of_turn(status: TurnStatus, reason: str, usage: Usage, more: list[str]) 
         *more[1:],
     ]
     return Remark(sign, " · ".join(facts), tone)
+
+
+def told_at_end(result: str, reason: str, heard: str) -> str:
+    """What a turn came to, as markdown; "" when `heard`, all that was said in it, or the end line tell it already."""
+    text = result.strip()
+    if not text or text in heard or (reason and reason in text):
+        return ""
+    # Names like __init__ are no emphasis; inside of backticks nothing is.
+    parts = text.split("`")
+    return "`".join(part if number % 2 else part.replace("__", "\\_\\_") for number, part in enumerate(parts))
 
 
 def _tokens(usage: Usage) -> list[str]:

@@ -77,7 +77,7 @@ async def test_what_is_said_is_repaired_without_any_test_in_the_project(begin: B
     assert (workspace / "calc.py").read_text() == RIGHT
     assert set(tree_of(workspace)) == {"calc.py"}
     assert ending(events).reason == "the tests pass"
-    assert "as the message says it should be" in ending(events).result
+    assert "as the message says it should be. No test of the project runs here." in ending(events).result
     assert runs(events)[0] == (0, 1)
 
 
@@ -101,7 +101,7 @@ async def test_tests_that_cannot_run_here_stand_in_no_way(begin: Begin, workspac
     session = await begin(ReadingModel(RIGHT))
     events = await collect(session, SAID)
     assert (workspace / "calc.py").read_text() == RIGHT
-    assert "own tests say nothing: 1 error, as before" in ending(events).result
+    assert "own tests fail as they did before: 1 error" in ending(events).result
 
 
 @pytest.mark.usefixtures("bare_python")

@@ -347,7 +347,7 @@ async def test_resume_shows_what_was_said(start: Start) -> None:
         Said(Message("assistant", (Thinking("Let me see."), Text("I look."), CALL)), Usage()),
         Answered(ToolResult("c1", "bash", "for the model", True), PlainDisplay("make: *** error"), 1.25),
         Said(Message("assistant", (Text("It *fails*."),)), Usage()),
-        TurnEnd(1, "limit", "after 2 model calls", "It fails.", Usage(3000, 1000, 20)),
+        TurnEnd(1, "limit", "after 2 model calls", "It *fails*.", Usage(3000, 1000, 20)),
     ]
     sessions = ScriptedSessions(whole_turn, history=said, listed=[Past("abc", "fix the slug", "2 hours ago")])
     app = start(sessions)
