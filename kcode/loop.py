@@ -77,7 +77,12 @@ class RunningTurn:
     def interrupt(self) -> None:
         """End the turn soon, with everything recorded; the events end with a TurnFinished. Idempotent."""
         self._interrupted = True
-        if self._task is not None and not self._task.cancelling():
+        if self._task is None or self._task.cancelling():
+            return
+        if self._task is asyncio.current_task():
+            # Cancelled at once, a driver that ends before it waits again would end as cancelled, its Ending lost.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+        else:
             self._task.cancel()
 
     async def events(self) -> AsyncGenerator[Event, None]:

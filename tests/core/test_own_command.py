@@ -6,6 +6,7 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
+from kcode.approval import Question, Reply
 from kcode.events import OWN_COMMAND, CallFinished, CallOutput, Event, TurnFinished
 from kcode.export import markdown
 from kcode.session import Session
@@ -13,7 +14,7 @@ from kcode.settings import Settings
 from kcode.transcript import Ran
 from kcode.tui.call_block import Call
 from kcode.tui.replay import blocks_of
-from tests.core.conftest import Open, collect, ending
+from tests.core.conftest import Open, call, collect, ending
 
 NEVER_ASKS = Settings(sandbox="danger-full-access", approval_mode="plan")
 
@@ -49,9 +50,9 @@ async def test_a_resumed_session_shows_it_and_an_export_has_it(open_session: Ope
     assert list(resumed.records)[: len(before)] == before
     (ran,) = (record for record in resumed.records if isinstance(record, Ran))
     assert ran.result.text == "shown\n42"
-    said, call = blocks_of(resumed.records)
-    assert isinstance(call, Call)
-    assert (call.state, call.expanded, getattr(said, "text", "")) == ("done", True, "!echo shown; echo $((40 + 2))")
+    said, shown = blocks_of(resumed.records)
+    assert isinstance(shown, Call)
+    assert (shown.state, shown.expanded, getattr(said, "text", "")) == ("done", True, "!echo shown; echo $((40 + 2))")
     assert "shown\n42" in markdown(resumed.records)
 
 
@@ -67,6 +68,19 @@ async def test_stopping_it_ends_it_and_says_so(open_session: Open) -> None:
     assert seen[-1].status == "interrupted"
     assert "$ echo begun; sleep 60\n[the user stopped it]" in session.messages[-1].text
     assert ending(await collect(session, "why?")).result == "I see."
+
+
+async def test_who_is_asked_may_interrupt_and_the_turn_still_ends_in_order(open_session: Open) -> None:
+    async def interrupting(question: Question) -> Reply:
+        session.interrupt()
+        return Reply("deny")
+
+    asking = Settings(sandbox="danger-full-access", approval_mode="ask")
+    session = await open_session({"calls": [call("bash", command="ls")]}, ask=interrupting, settings=asking)
+    events = await collect(session, "go")
+    # The script has no second answer: the turn has failed by then, or was stopped while it waited.
+    assert ending(events).status in {"error", "interrupted"}
+    assert session.messages[-1].role == "tool"
 
 
 async def test_what_it_changed_can_be_taken_back(open_session: Open, workspace: Path) -> None:
