@@ -78,6 +78,8 @@ class Change:
         start = kept = await self.steps.snapshot()
         before = self.first
         problem = "no place for the change was found"
+        if self.named:
+            problem = f"{', '.join(sorted(self.named))} cannot be written anew in one piece"
         settled = False
         try:
             files = await load_sources(self.sandbox, words_of(self.task))
@@ -117,8 +119,9 @@ class Change:
         options = list(dict.fromkeys(place.label for place in found if place.label in places))
         if self.done:
             options = [NOTHING_MORE, *(label for label in options if self._is_named(places[label]))]
-        elif named := [label for label in options if is_rewrite_of(places[label], self.named)]:
-            options = named
+        elif self.named:
+            # Another function is not what the message is about, and nothing would judge a change of it.
+            options = [label for label in options if is_rewrite_of(places[label], self.named)]
         if not options:
             return None
         examples = next_question(files, self.task, self._labels)

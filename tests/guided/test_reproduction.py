@@ -134,6 +134,16 @@ async def test_a_call_that_cannot_be_tried_is_changed_where_it_is(begin: Begin, 
 
 
 @pytest.mark.usefixtures("bare_python")
+async def test_another_function_is_not_changed_for_one_that_is_too_long(begin: Begin, workspace: Path, write: Write) -> None:
+    long = "import not_installed_anywhere\n\n\ndef add(a, b):\n" + "    a = a + 0\n" * 200 + "    return a - b\n"
+    files = {"calc.py": long + "\n\ndef subtract(a, b):\n    return a - b\n"}
+    write(files)
+    end = ending(await collect(await begin(ReadingModel()), SAID))
+    assert (workspace / "calc.py").read_text() == files["calc.py"]
+    assert end.result == "Not done: the files are as they were: add cannot be written anew in one piece"
+
+
+@pytest.mark.usefixtures("bare_python")
 async def test_tests_that_need_a_package_are_named_and_nothing_is_guessed(begin: Begin, workspace: Path, write: Write) -> None:
     write({"calc.py": BROKEN, "test_calc.py": "import not_installed_anywhere\n\n\ndef test_it():\n    assert True\n"})
     session = await begin(ReadingModel(RIGHT))
