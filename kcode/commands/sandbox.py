@@ -12,7 +12,6 @@ from typing import get_args
 import click
 
 from kcode.errors import SandboxFailed, SandboxUnavailable, StartError
-from kcode.grants import standing_grants, store_grants, stored_grants, widened
 from kcode.paths import find_paths
 from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.errors import FileError, SandboxError, SandboxUnavailableError
@@ -123,6 +122,7 @@ def explain_command(profile: Profile, backend: Choice, network: str, folder: str
 
     A sandbox is really started and looked at from inside.
     """
+    from kcode.grants import standing_grants, widened
     from kcode_sandbox.explain import explain
 
     policy = replace(policy_of(folder, profile, network, (), ()), backend=backend, image=image)
@@ -149,6 +149,8 @@ def explain_command(profile: Profile, backend: Choice, network: str, folder: str
 def grants_command(folder: str, remove: str | None) -> int:
     """List what you granted always in DIR, or take it back."""
     paths, workspace = find_paths(), _folder("--cd", folder)
+    from kcode.grants import store_grants, stored_grants
+
     granted = stored_grants(paths, workspace)
     if remove is None:
         for grant in granted:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import re
 import stat
 from collections.abc import Iterable, Iterator
@@ -79,12 +80,32 @@ def protect(workspace: Path) -> Protection:
                 _protect_folder(found, workspace, git)
             else:
                 _protect_link(found, workspace, git)
+    except PermissionError as error:
+        found.release()
+        raise SandboxUnavailableError(_foreign(workspace, error)) from error
     except BaseException:
         found.release()
         raise
     found.pinned = sorted(set(found.pinned), key=lambda path: (len(path.parts), path))
     found.readonly = sorted(set(found.readonly), key=lambda path: (len(path.parts), path))
     return found
+
+
+def _foreign(workspace: Path, error: PermissionError) -> str:
+    """Why nothing can be protected there, and the way out."""
+    owner, own = workspace.stat().st_uid, os.geteuid()
+    whose = f"; {workspace} belongs to {_named_user(owner)} and kcode runs as {_named_user(own)}" if owner != own else ""
+    return (
+        f"{error.filename or workspace} cannot be protected, kcode may not write there{whose}: run kcode as the owner, "
+        "work in a clone of your own (git clone), or only look at it with --sandbox read-only"
+    )
+
+
+def _named_user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"the user {uid}"
 
 
 def sockets_below(workspace: Path) -> list[Path]:

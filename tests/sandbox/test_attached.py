@@ -185,3 +185,8 @@ def holders(folder: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_what_only_grants_need_is_not_loaded_to_run_a_command() -> None:
+    code = "import sys, kcode.commands.sandbox; sys.exit('pydantic' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
