@@ -33,6 +33,9 @@ from kcode_sandbox.detect import usable_binaries
 NAME = "mini-swe-agent"
 START_LIMIT_S = 300.0
 SERVED_AS = "served"
+# A server that is computing may take its time to say that it is there.
+ALIVE_LIMIT_S = 30.0
+LATE = "no answer within the time limit"
 TEXT_CONFIG = "mini_textbased.yaml"
 """The peer's way with models that make no tool calls: commands are read out of fenced blocks."""
 
@@ -141,13 +144,15 @@ def attempt(bug: Bug, peer: Peer, number: int, before: Result | None, out: Path,
         tests = judge(bug, repository)
     trajectory = read_trajectory(folder / "trajectory.json")
     answers = trajectory.answers
+    # A peer that cannot reach the model also waits until its time is over: only a server that is there makes it slow.
+    is_late = (exit_code == -1 or seconds >= peer.time_limit_s) and _answers(f"{peer.base_url}/models", ALIVE_LIMIT_S)
     return Result(
         id=bug.entry.id,
         split=bug.entry.split,
         kind=bug.entry.kind,
-        outcome="done" if answers else "error",
+        outcome="done" if answers or is_late else "error",
         resolved=bool(answers) and tests.ok,
-        status=trajectory.info.exit_status or ("killed" if exit_code == -1 else "no report"),
+        status=LATE if is_late and not answers else trajectory.info.exit_status or ("killed" if exit_code == -1 else "no report"),
         exit_code=exit_code,
         attempts=number,
         seconds=round(seconds + (before.seconds if before else 0), 2),
@@ -165,7 +170,10 @@ def attempt(bug: Bug, peer: Peer, number: int, before: Result | None, out: Path,
 
 
 def run_rounds(bugs: Sequence[Bug], peer: Peer, rounds: int, out: Path) -> list[Result]:
-    """Results on disk after each attempt. Raises StartError when an attempt got no answer from the model."""
+    """Results on disk after each attempt; one without an answer within its time has failed.
+
+    Raises StartError when an attempt ended without an answer for another reason: no model can be reached.
+    """
     out.mkdir(parents=True, exist_ok=True)
     results = read_results(out)
     commit = commit_name()
@@ -209,9 +217,9 @@ def served(model: str, folder: Path) -> Generator[str]:
             end_group(process)
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, timeout_s: float = 5.0) -> bool:
     try:
-        return httpx.get(url, timeout=5).is_success
+        return httpx.get(url, timeout=timeout_s).is_success
     except httpx.HTTPError:
         return False
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from kcode.errors import StartError
-from kcode_bench.bug_peer import Peer, find_program, run_rounds
+from kcode_bench.bug_peer import LATE, Peer, find_program, run_rounds
 from kcode_bench.bug_report import read_results
 from kcode_bench.bug_set import load, read_manifest
 
 MENDS = "097-multiply"
+SLOW_S = 1.0
 PROGRAM = """#!{python}
 import json, pathlib, sys
 words = sys.argv[1:]
@@ -55,6 +60,43 @@ def test_a_peer_without_an_answer_of_the_model_is_not_judged(tmp_path: Path) -> 
     bug = load(next(entry for entry in read_manifest() if entry.id == MENDS))
     with pytest.raises(StartError, match="without an answer of the model"):
         run_rounds([bug], peer(tmp_path, answers=False), 3, tmp_path / "out")
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+
+
+@pytest.fixture
+def model_server() -> Iterator[str]:
+    """The address of a server that is there and lists its models."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/v1/models" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def test_a_peer_that_gets_no_answer_in_its_time_has_failed_and_the_run_goes_on(tmp_path: Path, model_server: str) -> None:
+    bugs = [load(entry) for entry in read_manifest()[:2]]
+    slow = replace(peer(tmp_path, answers=False), base_url=model_server, time_limit_s=SLOW_S / 2)
+    slow.program.write_text(f"#!/bin/sh\nexec sleep {SLOW_S}\n")
+    results = run_rounds(bugs, slow, 1, tmp_path / "out")
+    assert [(result.resolved, result.outcome, result.status) for result in results] == [(False, "done", LATE)] * 2
+    slow.program.unlink()
+    assert run_rounds(bugs, slow, 1, tmp_path / "out") == results, "a resumed run does not repeat them"
+
+
+def test_a_peer_that_waits_for_a_server_that_is_gone_is_not_judged(tmp_path: Path) -> None:
+    bug = load(read_manifest()[0])
+    slow = replace(peer(tmp_path, answers=False), time_limit_s=SLOW_S / 2)
+    slow.program.write_text(f"#!/bin/sh\nexec sleep {SLOW_S}\n")
+    with pytest.raises(StartError, match="without an answer of the model"):
+        run_rounds([bug], slow, 1, tmp_path / "out")
     assert not (tmp_path / "out" / "results.jsonl").exists()
 
 
