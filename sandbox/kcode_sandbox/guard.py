@@ -25,7 +25,6 @@ HELD_NAMES = (".envrc", ".vscode", ".idea", ".claude", ".cursor", ".mcp.json", "
 """Files and folders that tools on the host run or obey."""
 REPOSITORY = frozenset({"HEAD", "objects", "refs"})
 PRUNED = frozenset({"node_modules", "__pycache__", ".tox", "target"})
-MAX_FOLDERS = 50_000
 MAX_CONFIG_BYTES = 1 << 20
 GIT_TIMEOUT_S = 10
 # Values without any effect beyond the repository itself. Everything else in a new configuration might run a program.
@@ -71,9 +70,8 @@ class Guard:
     def _walk(self, top: int, found: list[str]) -> None:
         pending = [""]
         self._unchanged.begin()
-        for _ in range(MAX_FOLDERS):
-            if not pending:
-                return
+        # All of them, however many: what is planted behind any limit would not be held.
+        while pending:
             place = pending.pop()
             quiet = self._unchanged.inner(top, place)
             if quiet is not None:

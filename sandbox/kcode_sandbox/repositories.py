@@ -19,7 +19,6 @@ from kcode_sandbox.errors import SandboxUnavailableError
 from kcode_sandbox.guard import HELD_NAMES
 
 PRUNED = frozenset({"node_modules", ".venv", "venv", "__pycache__", ".tox", "target"})
-MAX_FOLDERS = 50_000
 MARKED = frozenset({".git", *HELD_NAMES})
 SELF = b".\n"
 CONFIG_PATH = re.compile(r"^\s*(hookspath|path)\s*=\s*\"?([^\"\n;#]+)", re.IGNORECASE | re.MULTILINE)
@@ -119,9 +118,7 @@ def sockets_below(workspace: Path) -> list[Path]:
 def _survey(found: Protection, workspace: Path) -> Iterator[Path]:
     """Every `.git` below the workspace; on the way sockets, and what steers programs, go into `found`."""
     pending = [str(workspace)]
-    for _ in range(MAX_FOLDERS):
-        if not pending:
-            return
+    while pending:
         folder = pending.pop()
         try:
             entries = list(os.scandir(folder))

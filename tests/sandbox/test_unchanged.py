@@ -6,7 +6,10 @@ import asyncio
 import os
 from pathlib import Path
 
+import pytest
+
 from kcode_sandbox.guard import Guard
+from kcode_sandbox.repositories import protect
 from kcode_sandbox.unchanged import SETTLED_NS, Unchanged, trusted_devices
 from tests.sandbox.conftest import Start, bash, git, names
 
@@ -47,6 +50,21 @@ async def test_what_is_planted_in_folders_that_were_known_is_held(start: Start, 
     expected = ["stamped/.envrc", "swapped/deep/.vscode", "filled/.claude", "moved/.mcp.json", "inner-file/.envrc"]
     assert sorted(result.held) == sorted([*expected, "nested/new/.git/config"]), result.output
     assert ".envrc.held-by-kcode" in names(workspace / "stamped")
+
+
+@pytest.mark.slow
+def test_no_number_of_folders_hides_what_is_planted(tmp_path: Path) -> None:
+    # Folders are read in no order that could be relied on: with a limit some of those beside the many would be left out.
+    beside = [tmp_path / f"beside-{number}" for number in range(10)]
+    many = tmp_path / "many"
+    for folder in (*beside, many):
+        folder.mkdir()
+    for number in range(50_001):
+        (many / str(number)).mkdir()
+    for folder in beside:
+        (folder / ".envrc").write_text("x")
+    assert {folder / ".envrc" for folder in beside} <= protect(tmp_path).known
+    assert sorted(Guard(tmp_path, frozenset()).sweep()) == sorted(f"{folder.name}/.envrc" for folder in beside)
 
 
 async def test_a_repository_is_read_each_time_since_its_files_change_without_its_folder(start: Start, workspace: Path) -> None:
