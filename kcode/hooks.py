@@ -32,7 +32,7 @@ from kcode.errors import ConfigError
 from kcode.events import Notice, PlainDisplay
 from kcode.paths import Paths
 from kcode.steps import Driver, Ending, Steps
-from kcode.tools.tool import Access, Emit, Outcome
+from kcode.tools.tool import Access, Emit, Outcome, replaced_by
 from kcode.tools.toolbox import AnyTool
 from kcode.tools.truncate import plain
 from kcode.trust import is_trusted
@@ -163,6 +163,9 @@ class HookedTool:
 
     def summary(self, arguments: BaseModel) -> str:
         return self._tool.summary(arguments)
+
+    async def before(self, arguments: BaseModel) -> str:
+        return await replaced_by(self._tool, arguments)
 
     async def run(self, arguments: BaseModel, emit: Emit) -> Outcome:
         told = {"tool": self.name, "arguments": arguments.model_dump(mode="json")}

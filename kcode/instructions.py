@@ -20,7 +20,7 @@ from kcode.events import Notice
 from kcode.messages import Message
 from kcode.paths import Paths
 from kcode.steps import Driver, Ending, Steps
-from kcode.tools.tool import Access, Emit, Outcome
+from kcode.tools.tool import Access, Emit, Outcome, replaced_by
 from kcode.tools.toolbox import AnyTool
 from kcode.tools.truncate import plain
 from kcode_sandbox.errors import FileError
@@ -131,6 +131,9 @@ class InstructedTool:
 
     def summary(self, arguments: BaseModel) -> str:
         return self._tool.summary(arguments)
+
+    async def before(self, arguments: BaseModel) -> str:
+        return await replaced_by(self._tool, arguments)
 
     async def run(self, arguments: BaseModel, emit: Emit) -> Outcome:
         outcome = await self._tool.run(arguments, emit)

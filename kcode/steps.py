@@ -35,7 +35,6 @@ from typing import Protocol
 from pydantic import BaseModel
 
 from kcode.answers import Partial, receive
-from kcode.approval import nothing_before
 from kcode.errors import AnswerBroken, CheckpointFailed, ContextTooLong, EngineDied
 from kcode.events import (
     CallFinished,
@@ -55,7 +54,7 @@ from kcode.reading_calls import find_tool, read_arguments, unknown_tool
 from kcode.repeats import STOP_AT, Repeats, advice
 from kcode.tools.pictures import Picture, Show
 from kcode.tools.together import my_turn
-from kcode.tools.tool import Outcome, Replacing, Tool
+from kcode.tools.tool import Outcome, Tool, replaced_by
 from kcode.tools.watched import run_watched
 from kcode.turn import Approver, Ask, Called, Emit, Ending, Journal, LimitReached, Limits, LoopFound, Tree
 
@@ -332,7 +331,7 @@ class Steps:
         if tool is None or isinstance(arguments, str):
             problem = str(arguments)
             return Outcome(problem, PlainDisplay(problem), is_error=True), 0.0
-        before = partial(tool.before, arguments) if isinstance(tool, Replacing) else nothing_before
+        before = partial(replaced_by, tool, arguments)
         verdict = await self._approval.decide(replace(call, name=tool.name), tool.access, summary, before)
         if not verdict.allowed:
             return Outcome(verdict.reason, PlainDisplay(verdict.reason), is_error=True, is_refused=True), 0.0

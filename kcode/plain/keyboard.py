@@ -51,7 +51,7 @@ def chosen(lines: Lines, choices: Sequence[str]) -> int | None:
 def reply(lines: Lines, question: Question) -> Reply:
     """The person's answer; nothing but a number that says so allows. Ctrl+D denies, Ctrl+C raises KeyboardInterrupt."""
     look = look_of(DARK.to_color_system().generate())
-    shown = "\n".join(f"  {strip.text.rstrip()}" for strip in draw_call(question.call, WIDTH, look))
+    shown = "\n".join(f"  {strip.text.rstrip()}" for strip in draw_call(question.call, WIDTH, look, before=question.before))
     choices = GRANT_CHOICES if question.is_grant else CHOICES
     asked = "Open the sandbox for" if question.is_grant else "Allow"
     lines.say(f"{asked} {one_line(question.summary)}? {clean(question.reason)}\n{shown}".rstrip())

@@ -63,3 +63,8 @@ class Replacing(Protocol):
     async def before(self, arguments: Any) -> str:
         """The text that the call is going to replace, "" when there is none or it cannot be told."""
         ...
+
+
+async def replaced_by(tool: object, arguments: BaseModel) -> str:
+    """What a call of the tool replaces, "" for tools that do not tell."""
+    return await tool.before(arguments) if isinstance(tool, Replacing) else ""

@@ -71,6 +71,19 @@ def test_a_turn_with_questions_is_read_from_top_to_bottom(talk: Talk, work: Path
         assert terminal.ended() == 0
 
 
+def test_a_file_that_is_written_anew_is_shown_beside_the_old_one(talk: Talk, work: Path) -> None:
+    (work / "a.txt").write_text("one\ntwo\n")
+    read = {"name": "read", "arguments": {"path": "a.txt"}}
+    anew = {"name": "create", "arguments": {"path": "a.txt", "content": "one\nthree\n"}}
+    with talk({"calls": [read]}, {"calls": [anew]}, {"text": "Done."}) as terminal:
+        terminal.type("please\r")
+        terminal.wait("  2 - two\r\n  2 + three\r\n1 Allow once")
+        terminal.wait("1 to 3: ")
+        terminal.type("1\r")
+        terminal.wait("Done.\r\ndone, 3 steps")
+    assert (work / "a.txt").read_text() == "one\nthree\n"
+
+
 def test_ctrl_c_interrupts_denies_and_leaves(talk: Talk, work: Path) -> None:
     slow = {"text": "one two three", "piece_delay_s": 5}
     with talk(slow, {"calls": [COMMAND]}) as terminal:
