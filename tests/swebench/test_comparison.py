@@ -77,8 +77,17 @@ def test_two_runs_are_compared_over_what_both_finished(bench: Bench) -> None:
     said = bench.start("report", "a", "b").stdout
     assert "  + x-3\n" in said
     assert "  - lost\n" in said
-    assert "p = 0.0117, more than chance explains" in said
+    assert "exact McNemar test: p = 0.0117, more than chance explains" in said
     assert "a  pass@1 16.7% (4.7% to 44.8%, 12 instances)" in said
+
+
+def test_with_several_attempts_the_test_is_named_a_sign_test(bench: Bench) -> None:
+    for run, second in (("a", "-"), ("b", "+")):
+        write(bench.folder / run, {"one": "+", "two": "-"})
+        write(bench.folder / run, {"one": second, "two": "-"}, attempt=2)
+    found = document(bench.start("report", "a", "b", "--json"))
+    assert (found["gained"], found["test"]) == (["one"], "exact sign test, two-sided")
+    assert "exact sign test: p = 1.0000" in bench.start("report", "a", "b").stdout
 
 
 def test_attempts_on_other_terms_do_not_count(bench: Bench) -> None:

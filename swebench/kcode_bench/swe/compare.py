@@ -25,6 +25,11 @@ class Comparison:
     second: dict[int, Share]
     p_value: float
 
+    @property
+    def test(self) -> str:
+        """Of the instances that changed; with several attempts their shares are compared, which McNemar's test does not do."""
+        return "exact McNemar test" if {*self.first, *self.second} <= {1} else "exact sign test"
+
     def document(self) -> dict[str, object]:
         return {
             "common": len(self.common),
@@ -32,7 +37,7 @@ class Comparison:
             "gained": list(self.gained),
             "lost": list(self.lost),
             "pass_at": {run: {str(k): rate.document() for k, rate in rates.items()} for run, rates in self._runs()},
-            "test": "exact McNemar (sign test of the instances that changed), two-sided",
+            "test": f"{self.test}, two-sided",
             "p_value": round(self.p_value, 6),
             "significant": self.p_value < SIGNIFICANT,
             "not_compared": self.ungraded,
@@ -51,7 +56,7 @@ class Comparison:
         lines += [f"  + {name}" for name in self.gained]
         lines += [f"  - {name}" for name in self.lost]
         word = "more than chance explains" if self.p_value < SIGNIFICANT else "within what chance explains"
-        lines.append(f"exact McNemar test: p = {self.p_value:.4f}, {word} (at {SIGNIFICANT:g})")
+        lines.append(f"{self.test}: p = {self.p_value:.4f}, {word} (at {SIGNIFICANT:g})")
         lines += [f"not compared: {name}: {why}" for name, why in self.ungraded.items()]
         lines += [f"graded in different environments: {name}" for name in self.elsewhere]
         return "\n".join(lines)
