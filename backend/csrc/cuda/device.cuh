@@ -19,7 +19,11 @@ constexpr int WARP = 32;
 #define KC_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 
 KC_DEVICE void block_barrier() { __syncthreads(); }
-KC_DEVICE float shuffle_xor(float value, int mask) { return __shfl_xor_sync(0xffffffffu, value, mask); }
+KC_DEVICE u32 shuffle_xor_bits(u32 bits, int mask) { return __shfl_xor_sync(0xffffffffu, bits, mask); }
+
+// Bit i of the result is the vote of lane i.
+KC_DEVICE u32 warp_votes(bool vote) { return __ballot_sync(0xffffffffu, vote); }
+KC_DEVICE int ones(u32 bits) { return __popc(bits); }
 KC_DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 KC_DEVICE u32 as_bits(float value) { return __float_as_uint(value); }
 
@@ -46,6 +50,8 @@ KC_DEVICE uint4 load_stream(const uint4 *from) {
     return v;
 }
 #endif
+
+KC_DEVICE float shuffle_xor(float value, int mask) { return as_float(shuffle_xor_bits(as_bits(value), mask)); }
 
 KC_DEVICE float bf16_value(u16 bits) { return as_float((u32)bits << 16); }
 KC_DEVICE float low_bf16(u32 pair) { return as_float(pair << 16); }

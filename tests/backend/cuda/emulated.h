@@ -1,8 +1,12 @@
-// What device.cuh takes from the GPU, on a CPU: a block's threads are fibres of one real thread, which wait for each other at barriers
-// and shuffles as the hardware's do. Blocks run one after another. For tests: it shows what a kernel computes, not how fast, and not
-// whether it forgets a barrier that the order of the fibres happens to make up for.
+// What device.cuh takes from the GPU, on a CPU: a block's threads are fibres of one real thread, which wait for each other at barriers,
+// shuffles and ballots as the hardware's do. Blocks run one after another. For tests: it shows what a kernel computes.
+//
+// What it shows beside: a barrier or an exchange that not all threads reach (the process ends and says so), dynamic shared memory
+// that is read before it was written (it holds NaNs) or written past its end, and, since the fibres run in both orders, most barriers
+// that are missing inside a block. What it cannot show: races between blocks, and how fast anything is.
 #pragma once
 #include <math.h>
+#include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,20 +23,21 @@ using std::min;
 #define KC_KERNEL(threads) static void
 #define KC_DEVICE static inline
 #define KC_SHARED static
-#define KC_DYNAMIC_SHARED(name) uint4 *name = (uint4 *)emulated.dynamic_shared
+#define KC_DYNAMIC_SHARED(name) uint4 *const name = (uint4 *)emulated.dynamic_shared
 
 struct alignas(16) uint4 {
     u32 x, y, z, w;
 };
 struct Index {
-    int x, y, z;
+    u32 x, y, z;
 };
 static Index threadIdx, blockIdx, blockDim, gridDim;
 
 struct Fibre {
-    ucontext_t context;
+    ucontext_t start;
+    jmp_buf place;
     std::vector<char> stack;
-    bool done;
+    bool started, done;
 };
 
 struct Barrier {
@@ -41,23 +46,34 @@ struct Barrier {
 };
 
 struct Emulated {
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     std::vector<std::unique_ptr<Fibre>> fibres;
     int threads, current, living;
+    bool backwards;
     Barrier block;
     std::vector<Barrier> warps;
-    std::vector<float> shuffled;
+    std::vector<u32> exchanged;
     unsigned char *dynamic_shared;
     void (*body)(void *);
     void *argument;
 };
 static Emulated emulated;
 
+// Without a system call, which swapcontext would make each time.
 static void yield_fibre() {
     const int own = emulated.current;
-    swapcontext(&emulated.fibres[own]->context, &emulated.scheduler);
+    if (_setjmp(emulated.fibres[own]->place) == 0) _longjmp(emulated.scheduler, 1);
     emulated.current = own;
     threadIdx.x = own;
+}
+
+static void resume(int i) {
+    Fibre &fibre = *emulated.fibres[i];
+    emulated.current = threadIdx.x = i;
+    if (_setjmp(emulated.scheduler)) return;
+    if (fibre.started) _longjmp(fibre.place, 1);
+    fibre.started = true;
+    setcontext(&fibre.start);
 }
 
 static void wait_for(Barrier &barrier, int members) {
@@ -72,15 +88,30 @@ static void wait_for(Barrier &barrier, int members) {
 
 static void block_barrier() { wait_for(emulated.block, emulated.threads); }
 
-static float shuffle_xor(float value, int mask) {
-    const int own = threadIdx.x;
-    Barrier &warp = emulated.warps[own / WARP];
-    emulated.shuffled[own] = value;
-    wait_for(warp, WARP);
-    const float other = emulated.shuffled[own ^ mask];
-    wait_for(warp, WARP);
+static void warp_barrier() { wait_for(emulated.warps[threadIdx.x / WARP], WARP); }
+
+// What every lane of the warp gave, once all have given it; valid until the next exchange.
+static const u32 *exchange(u32 bits) {
+    emulated.exchanged[threadIdx.x] = bits;
+    warp_barrier();
+    return &emulated.exchanged[threadIdx.x / WARP * WARP];
+}
+
+static u32 shuffle_xor_bits(u32 bits, int mask) {
+    const u32 other = exchange(bits)[threadIdx.x % WARP ^ mask];
+    warp_barrier();
     return other;
 }
+
+static u32 warp_votes(bool vote) {
+    const u32 *votes = exchange(vote);
+    u32 result = 0;
+    for (int lane = 0; lane < WARP; lane++) result |= votes[lane] << lane;
+    warp_barrier();
+    return result;
+}
+
+static int ones(u32 bits) { return __builtin_popcount(bits); }
 
 static float as_float(u32 bits) {
     float value;
@@ -121,7 +152,7 @@ static void run_fibre() {
     Fibre &own = *emulated.fibres[emulated.current];
     own.done = true;
     emulated.living--;
-    swapcontext(&own.context, &emulated.scheduler);
+    _longjmp(emulated.scheduler, 1);
 }
 
 // One block: rounds over its fibres until all are done. A full round without anybody passing a barrier or ending cannot happen
@@ -132,25 +163,25 @@ static void run_block() {
     emulated.warps.assign(emulated.threads / WARP, Barrier{0, 0});
     for (int i = 0; i < emulated.threads; i++) {
         Fibre &fibre = *emulated.fibres[i];
-        fibre.done = false;
-        getcontext(&fibre.context);
-        fibre.context.uc_stack.ss_sp = fibre.stack.data();
-        fibre.context.uc_stack.ss_size = fibre.stack.size();
-        fibre.context.uc_link = nullptr;
-        makecontext(&fibre.context, run_fibre, 0);
+        fibre.done = fibre.started = false;
+        getcontext(&fibre.start);
+        fibre.start.uc_stack.ss_sp = fibre.stack.data();
+        fibre.start.uc_stack.ss_size = fibre.stack.size();
+        fibre.start.uc_link = nullptr;
+        makecontext(&fibre.start, run_fibre, 0);
     }
     while (emulated.living) {
         unsigned before = emulated.block.generation + (unsigned)emulated.threads - (unsigned)emulated.living;
         for (const Barrier &warp : emulated.warps) before += warp.generation;
         for (int i = 0; i < emulated.threads; i++) {
-            if (emulated.fibres[i]->done) continue;
-            emulated.current = threadIdx.x = i;
-            swapcontext(&emulated.scheduler, &emulated.fibres[i]->context);
+            const int next = emulated.backwards ? emulated.threads - 1 - i : i;
+            if (!emulated.fibres[next]->done) resume(next);
         }
         unsigned after = emulated.block.generation + (unsigned)emulated.threads - (unsigned)emulated.living;
         for (const Barrier &warp : emulated.warps) after += warp.generation;
         if (after == before) {
-            fprintf(stderr, "emulated kernel: %d threads of block %d wait at a barrier that the others do not reach\n", emulated.living, blockIdx.x);
+            fprintf(stderr, "emulated kernel: %d threads of block %d wait at a barrier that the others do not reach\n", emulated.living,
+                    (int)blockIdx.x);
             abort();
         }
     }
@@ -164,21 +195,43 @@ template <typename... A> struct Call {
     static void run(void *self) { ((Call *)self)->apply(std::index_sequence_for<A...>()); }
 };
 
+// 256 bytes after what a kernel asked for are its limit: a thread that writes there is found out, unless it goes much further.
+constexpr size_t GUARD = 256;
+constexpr unsigned char UNWRITTEN = 0xff;
+
+static void check_guard(size_t shared_bytes) {
+    for (size_t i = 0; i < GUARD; i++)
+        if (emulated.dynamic_shared[shared_bytes + i] != UNWRITTEN) {
+            fprintf(stderr, "emulated kernel: block %d wrote past its %zu bytes of shared memory\n", (int)blockIdx.x, shared_bytes);
+            abort();
+        }
+}
+
 // arguments: a pointer to each, as cuLaunchKernel takes them.
-template <typename... A> void emulate(void (*kernel)(A...), int grid_x, int grid_y, int threads, int shared_bytes, void **arguments) {
+template <typename... A>
+void emulate(void (*kernel)(A...), bool backwards, int grid_x, int grid_y, int threads, int shared_bytes, void **arguments) {
     Call<A...> call{kernel, arguments};
-    std::vector<uint4> shared((size_t)shared_bytes / 16 + 1);
+    if (threads % WARP) {
+        fprintf(stderr, "emulated kernel: %d threads are no whole warps\n", threads);
+        abort();
+    }
+    std::vector<uint4> shared(((size_t)shared_bytes + GUARD) / 16 + 1);
     emulated.dynamic_shared = (unsigned char *)shared.data();
     emulated.threads = threads;
-    emulated.shuffled.assign(threads, 0.0f);
+    emulated.backwards = backwards;
+    emulated.exchanged.assign(threads, 0);
     emulated.body = Call<A...>::run;
     emulated.argument = &call;
     while ((int)emulated.fibres.size() < threads) {
         emulated.fibres.push_back(std::make_unique<Fibre>());
         emulated.fibres.back()->stack.resize(32768);
     }
-    blockDim = {threads, 1, 1};
-    gridDim = {grid_x, grid_y, 1};
-    for (blockIdx.y = 0; blockIdx.y < grid_y; blockIdx.y++)
-        for (blockIdx.x = 0; blockIdx.x < grid_x; blockIdx.x++) run_block();
+    blockDim = {(u32)threads, 1, 1};
+    gridDim = {(u32)grid_x, (u32)grid_y, 1};
+    for (blockIdx.y = 0; blockIdx.y < gridDim.y; blockIdx.y++)
+        for (blockIdx.x = 0; blockIdx.x < gridDim.x; blockIdx.x++) {
+            memset(shared.data(), UNWRITTEN, shared.size() * sizeof(uint4));
+            run_block();
+            check_guard((size_t)shared_bytes);
+        }
 }
