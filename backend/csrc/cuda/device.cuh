@@ -13,17 +13,25 @@ constexpr int WARP = 32;
 #ifdef KC_EMULATED
 #include "emulated.h"
 #else
+// NVRTC has no <math.h>.
+#ifndef INFINITY
+#define INFINITY __int_as_float(0x7f800000)
+#define NAN __int_as_float(0x7fc00000)
+#endif
 #define KC_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define KC_DEVICE __device__ __forceinline__
 #define KC_SHARED __shared__
 #define KC_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 
 KC_DEVICE void block_barrier() { __syncthreads(); }
+KC_DEVICE void warp_barrier() { __syncwarp(); }
 KC_DEVICE u32 shuffle_xor_bits(u32 bits, int mask) { return __shfl_xor_sync(0xffffffffu, bits, mask); }
 
 // Bit i of the result is the vote of lane i.
 KC_DEVICE u32 warp_votes(bool vote) { return __ballot_sync(0xffffffffu, vote); }
 KC_DEVICE int ones(u32 bits) { return __popc(bits); }
+// The place of the lowest bit that is set; bits is not 0.
+KC_DEVICE int lowest_one(u32 bits) { return __ffs((int)bits) - 1; }
 KC_DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 KC_DEVICE u32 as_bits(float value) { return __float_as_uint(value); }
 
@@ -65,6 +73,28 @@ KC_DEVICE float warp_sum(float value) {
 #pragma unroll
     for (int mask = WARP / 2; mask > 0; mask /= 2) value += shuffle_xor(value, mask);
     return value;
+}
+
+KC_DEVICE float warp_max(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value = fmaxf(value, shuffle_xor(value, mask));
+    return value;
+}
+
+struct Candidate {
+    float value;
+    int id;
+};
+
+// The highest of all lanes, of equal ones the lowest id, in every lane.
+KC_DEVICE Candidate warp_best(Candidate own) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) {
+        const float value = shuffle_xor(own.value, mask);
+        const int id = (int)shuffle_xor_bits((u32)own.id, mask);
+        if (value > own.value || (value == own.value && id < own.id)) own = {value, id};
+    }
+    return own;
 }
 
 // Of all threads of a block of WARPS warps, in every thread. Used once per kernel: the partial sums are not guarded for reuse.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +22,8 @@ ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
 _FUNCTION = re.compile(r"Compiling entry function '(\w+)'")
 _SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers")
-_VERSIONED = ("cuda-core", "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
+_REQUIRED = ("cuda-core", "cuda-bindings")
+_NVRTC = ("nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12")
 
 
 class CudaUnavailable(Exception):
@@ -39,18 +41,24 @@ class Usage:
 
 
 def compiler_version() -> str:
-    """Of the compiler's packages; CudaUnavailable when there are none."""
-    found: list[str] = []
-    for name in _VERSIONED:
+    """Of the compiler's packages; CudaUnavailable when one is missing."""
+    found: dict[str, str] = {}
+    for name in (*_REQUIRED, *_NVRTC):
         try:
-            found.append(f"{name} {version(name)}")
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
-    if not found or not found[0].startswith("cuda-core"):
-        raise CudaUnavailable("the CUDA kernels need cuda-core: pip install 'kcode-agent[cuda]'")
-    if len(found) == 1:
+    return described(found)
+
+
+def described(versions: Mapping[str, str]) -> str:
+    """As compiler_version, of the installed packages among those that matter."""
+    for name in _REQUIRED:
+        if name not in versions:
+            raise CudaUnavailable(f"the CUDA kernels need {name}: pip install 'kcode-agent[cuda]'")
+    if not any(name in versions for name in _NVRTC):
         raise CudaUnavailable("NVRTC is not installed: pip install 'cuda-core[cu13]', or [cu12] for a CUDA 12 torch and driver")
-    return ", ".join(found)
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def compile_unit(unit: str, architecture: str) -> tuple[bytes, tuple[Usage, ...]]:

@@ -19,6 +19,10 @@ Argument = torch.Tensor | None | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_floa
 """A tensor is passed as its address, None as a null pointer."""
 
 
+MAX_SHARED_BYTES = 48 << 10
+"""Of a block without asking for more."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """Of a launch: blocks in x and y, threads of a block, and its dynamic shared memory."""

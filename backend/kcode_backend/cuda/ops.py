@@ -9,30 +9,29 @@ from ctypes import c_float, c_int32, c_int64
 
 import torch
 
-from kcode_backend.cuda.launching import Shape, launcher_for
+from kcode_backend.cuda.checks import contiguous, matrix, same_device, token_heads, vector
+from kcode_backend.cuda.launching import MAX_SHARED_BYTES, Shape, launcher_for
 from kcode_backend.cuda.weights import GROUP, Int4Weight
 
 # As in csrc/cuda: threads of a block, and of gemv.cu rows of a warp and tokens of a launch.
 THREADS, GEMV_THREADS, GEMV_ROWS, GEMV_TOKENS = 256, 128, 2, 4
 MAX_GEMV_TOKENS = 16
 """Of `linear`: more tokens read the weight once per GEMV_TOKENS of them, which a matrix product must not."""
-MAX_SHARED_BYTES = 48 << 10
-"""Of a block without asking for more."""
 _GROUP_SHARED_BYTES = 2 * GROUP + 4
 
 
 def linear(x: torch.Tensor, weight: Int4Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x: [n, in] with n at most 16 -> [n, out]. Products and sums in float32, rounded once to bf16."""
-    _matrix("x", x)
+    matrix("x", x)
     n, width = x.shape
     if width != weight.columns:
         raise ValueError(f"x has {width} columns, the weight takes {weight.columns}")
     if n > MAX_GEMV_TOKENS:
         raise ValueError(f"{n} tokens: the 4-bit kernels take at most {MAX_GEMV_TOKENS}")
-    _same_device(x, weight.quants, weight.scales)
+    same_device(x, weight.quants, weight.scales)
     if bias is not None:
-        _vector("bias", bias, weight.rows)
-        _same_device(x, bias)
+        vector("bias", bias, weight.rows)
+        same_device(x, bias)
     out = x.new_empty(n, weight.rows)
     rows_per_block = GEMV_THREADS // 32 * GEMV_ROWS
     for first in range(0, n, GEMV_TOKENS):
@@ -57,17 +56,17 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def add_rms_norm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """residual += x in place; returns rms_norm(residual), of the sum as it was rounded to bf16."""
-    _contiguous("residual", residual)
+    contiguous("residual", residual)
     if x.shape != residual.shape:
         raise ValueError(f"x has shape {tuple(x.shape)}, residual {tuple(residual.shape)}")
     return _norm(x, residual, weight, eps)
 
 
 def _norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    _contiguous("x", x)
+    contiguous("x", x)
     width = x.shape[-1]
-    _vector("weight", weight, width)
-    _same_device(x, weight, *(() if residual is None else (residual,)))
+    vector("weight", weight, width)
+    same_device(x, weight, *(() if residual is None else (residual,)))
     if width % 8:
         raise ValueError(f"rows of {width} are not a multiple of 8")
     out = torch.empty_like(x)
@@ -80,8 +79,8 @@ def _norm(x: torch.Tensor, residual: torch.Tensor | None, weight: torch.Tensor, 
 
 def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torch.Tensor, interleaved: bool = False) -> None:
     """Rotates q: [n, heads, d] and k: [n, kv_heads, d] in place, as kernels.ops.rope_; table: [positions, rotary] float32."""
-    _heads("q", q)
-    _heads("k", k)
+    token_heads("q", q)
+    token_heads("k", k)
     n, heads, width = q.shape
     if k.shape[::2] != (n, width):
         raise ValueError(f"k has shape {tuple(k.shape)}, q {tuple(q.shape)}: tokens and head size must agree")
@@ -91,7 +90,7 @@ def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torc
         raise ValueError(f"table has shape {tuple(table.shape)}; its width must be even and at most the head size {width}")
     if positions.dtype is not torch.int32 or positions.shape != (n,) or not positions.is_contiguous():
         raise ValueError(f"positions must be contiguous int32 [{n}], got {positions.dtype} {tuple(positions.shape)}")
-    _same_device(q, k, positions, table)
+    same_device(q, k, positions, table)
     if n:
         arguments = (
             q, c_int64(q.stride(0)), c_int32(heads), k, c_int64(k.stride(0)), c_int32(k.shape[1]), c_int32(width),
@@ -102,7 +101,7 @@ def rope_(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, table: torc
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """gate_up: [n, 2*m] -> silu(gate_up[:, :m]) * gate_up[:, m:], [n, m]; m is even."""
-    _matrix("gate_up", gate_up)
+    matrix("gate_up", gate_up)
     n, both = gate_up.shape
     if both % 4:
         raise ValueError(f"gate_up has {both} columns, a multiple of 4 is needed")
@@ -112,31 +111,3 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         shape = Shape((-(-width // 2 // THREADS), n), THREADS)
         launcher_for(gate_up.device).launch("silu_mul", shape, (gate_up, c_int32(width), out))
     return out
-
-
-def _contiguous(name: str, tensor: torch.Tensor) -> None:
-    if tensor.dtype is not torch.bfloat16 or not tensor.is_contiguous():
-        raise ValueError(f"{name} must be contiguous bfloat16, got {tensor.dtype} {tuple(tensor.shape)}")
-
-
-def _matrix(name: str, tensor: torch.Tensor) -> None:
-    _contiguous(name, tensor)
-    if tensor.dim() != 2:
-        raise ValueError(f"{name} must be a matrix, got {tuple(tensor.shape)}")
-
-
-def _heads(name: str, tensor: torch.Tensor) -> None:
-    if tensor.dtype is not torch.bfloat16 or tensor.dim() != 3 or tensor.stride()[1:] != (tensor.shape[2], 1):
-        raise ValueError(f"{name} must be bfloat16 [n, heads, d], heads side by side, got {tensor.dtype} {tuple(tensor.shape)}")
-
-
-def _vector(name: str, tensor: torch.Tensor, size: int) -> None:
-    _contiguous(name, tensor)
-    if tensor.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), got {tuple(tensor.shape)}")
-
-
-def _same_device(*tensors: torch.Tensor) -> None:
-    devices = {tensor.device for tensor in tensors}
-    if len(devices) > 1:
-        raise ValueError(f"the tensors are on several devices: {', '.join(sorted(str(device) for device in devices))}")

@@ -11,11 +11,14 @@ _INCLUDE = re.compile(r'^#include "(?P<name>[\w./]+)"$', re.MULTILINE)
 # Of emulated.h, which only tests include.
 _EMULATION = "emulated.h"
 
+_FORMATS = ("INT4", "Q4_0", "Q4_K")
 UNITS: dict[str, tuple[str, ...]] = {
     "activation": ("silu_mul",),
-    "gemv": tuple(f"gemv_{name}_{tokens}" for name in ("INT4", "Q4_0", "Q4_K") for tokens in (1, 2, 3, 4)),
+    "gemv": tuple(f"gemv_{name}_{tokens}" for name in _FORMATS for tokens in (1, 2, 3, 4)),
+    "moe": tuple(f"moe_{part}_{name}" for part in ("gate_up", "down") for name in _FORMATS),
     "norm": ("rms_norm",),
     "rope": ("rope",),
+    "route": ("route",),
 }
 """The kernels of each unit, NAME.cu."""
 UNIT_OF = {kernel: unit for unit, kernels in UNITS.items() for kernel in kernels}

@@ -112,6 +112,7 @@ static u32 warp_votes(bool vote) {
 }
 
 static int ones(u32 bits) { return __builtin_popcount(bits); }
+static int lowest_one(u32 bits) { return __builtin_ctz(bits); }
 
 static float as_float(u32 bits) {
     float value;
@@ -147,12 +148,24 @@ static u16 to_bf16(float value) {
 
 static uint4 load_stream(const uint4 *from) { return *from; }
 
+// A fibre serves block after block: starting one costs system calls.
 static void run_fibre() {
-    emulated.body(emulated.argument);
-    Fibre &own = *emulated.fibres[emulated.current];
-    own.done = true;
-    emulated.living--;
-    _longjmp(emulated.scheduler, 1);
+    for (;;) {
+        emulated.body(emulated.argument);
+        emulated.fibres[emulated.current]->done = true;
+        emulated.living--;
+        yield_fibre();
+    }
+}
+
+static void prepare(Fibre &fibre) {
+    fibre.stack.resize(32768);
+    fibre.started = false;
+    getcontext(&fibre.start);
+    fibre.start.uc_stack.ss_sp = fibre.stack.data();
+    fibre.start.uc_stack.ss_size = fibre.stack.size();
+    fibre.start.uc_link = nullptr;
+    makecontext(&fibre.start, run_fibre, 0);
 }
 
 // One block: rounds over its fibres until all are done. A full round without anybody passing a barrier or ending cannot happen
@@ -161,15 +174,7 @@ static void run_block() {
     emulated.living = emulated.threads;
     emulated.block = {0, 0};
     emulated.warps.assign(emulated.threads / WARP, Barrier{0, 0});
-    for (int i = 0; i < emulated.threads; i++) {
-        Fibre &fibre = *emulated.fibres[i];
-        fibre.done = fibre.started = false;
-        getcontext(&fibre.start);
-        fibre.start.uc_stack.ss_sp = fibre.stack.data();
-        fibre.start.uc_stack.ss_size = fibre.stack.size();
-        fibre.start.uc_link = nullptr;
-        makecontext(&fibre.start, run_fibre, 0);
-    }
+    for (int i = 0; i < emulated.threads; i++) emulated.fibres[i]->done = false;
     while (emulated.living) {
         unsigned before = emulated.block.generation + (unsigned)emulated.threads - (unsigned)emulated.living;
         for (const Barrier &warp : emulated.warps) before += warp.generation;
@@ -224,7 +229,7 @@ void emulate(void (*kernel)(A...), bool backwards, int grid_x, int grid_y, int t
     emulated.argument = &call;
     while ((int)emulated.fibres.size() < threads) {
         emulated.fibres.push_back(std::make_unique<Fibre>());
-        emulated.fibres.back()->stack.resize(32768);
+        prepare(*emulated.fibres.back());
     }
     blockDim = {(u32)threads, 1, 1};
     gridDim = {(u32)grid_x, (u32)grid_y, 1};

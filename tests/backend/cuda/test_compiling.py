@@ -102,6 +102,18 @@ def test_without_cuda_core_the_reason_names_what_to_install() -> None:
         compiling.compiler_version()
 
 
+def test_each_missing_package_is_named() -> None:
+    installed = {"cuda-core": "1.2.2", "cuda-bindings": "13.5.0", "nvidia-cuda-nvrtc": "13.5.37"}
+    assert compiling.described(installed) == "cuda-core 1.2.2, cuda-bindings 13.5.0, nvidia-cuda-nvrtc 13.5.37"
+    for missing, said in (
+        ("cuda-core", "need cuda-core:"),
+        ("cuda-bindings", "need cuda-bindings:"),
+        ("nvidia-cuda-nvrtc", "NVRTC"),
+    ):
+        with pytest.raises(CudaUnavailable, match=said):
+            compiling.described({name: number for name, number in installed.items() if name != missing})
+
+
 def test_a_report_that_is_not_understood_is_an_error() -> None:
     with pytest.raises(ValueError, match="not understood"):
         compiling.parse_usage("ptxas info : Compiling entry function 'k' for 'sm_80'\nsomething new\n")
