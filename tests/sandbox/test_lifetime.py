@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import stat
+import subprocess
 import sys
 import textwrap
 import time
@@ -76,6 +78,27 @@ async def test_nothing_survives_the_sudden_death_of_the_client(workspace: Path, 
         client.send_signal(signal.SIGKILL)
     assert await gone("sleep\x0031351")
     assert await gone(str(workspace))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(fault_of_kernel()), reason=f"no walls by Landlock here: {fault_of_kernel()}")
+async def test_a_worker_killed_while_it_ends_its_commands_leaves_none(tmp_path: Path) -> None:
+    """Without a namespace the end of its input and the signal of the client's death reach it in either order."""
+    with contextlib.ExitStack() as stack:
+        clients: list[subprocess.Popen[bytes]] = []
+        for number in range(31361, 31377):
+            (tmp_path / str(number)).mkdir()
+            code = CLIENT.replace("31351", str(number))
+            clients.append(
+                stack.enter_context(background(sys.executable, "-c", code, tmp_path / str(number), "workspace-write", "landlock"))
+            )
+        for client in clients:
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"ready\n"
+        for client in clients:
+            client.send_signal(signal.SIGKILL)
+    assert await gone("sleep\x003136")
+    assert await gone("sleep\x003137")
 
 
 KILL_THE_WORKER = "for p in /proc/[0-9]*; do grep -q worker.main $p/cmdline && kill -9 ${p#/proc/}; done; sleep 20"

@@ -32,7 +32,7 @@ from kcode_sandbox.worker.attached import AttachedCommand, AttachedJob
 from kcode_sandbox.worker.commands import Command, Job
 from kcode_sandbox.worker.events import Events, Reader, Writer
 from kcode_sandbox.worker.files import FileFailure
-from kcode_sandbox.worker.processes import FULL, PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_descendants, prctl
+from kcode_sandbox.worker.processes import FULL, PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, Stdio, kill_supervised, prctl
 from kcode_sandbox.worker.proxied import proxy_variables
 from kcode_sandbox.worker.routes import Routes
 from kcode_sandbox.worker.shell import Shell, ShellRequest
@@ -284,4 +284,4 @@ def main() -> None:
     try:
         Worker(source_fd, sink_fd).run()
     finally:
-        kill_descendants(os.getpid())
+        kill_supervised()

@@ -26,6 +26,7 @@ FULL = "no further process can be started, as many as this sandbox allows are ru
 _libc = ctypes.CDLL(None, use_errno=True)
 # The ruleset that commands, and not this process, stand behind; -1 where they need none.
 _fences = [-1]
+_supervisors: set[int] = set()
 
 
 def fence_commands(ruleset_fd: int) -> None:
@@ -65,6 +66,7 @@ def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: 
         # By the file itself: another terminal that gets the same number later is not meant.
         landlock.allow_device(_fences[0], os.ttyname(stdio.terminal))
     status_fd, report_fd = os.pipe()
+    worker = os.getpid()
     try:
         pid = _fork()
     except OSError:
@@ -73,10 +75,14 @@ def spawn(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: 
         raise
     if pid == 0:
         try:
-            _supervise(argv, cwd, environment, stdio, report_fd)
+            _supervise(argv, cwd, environment, stdio, report_fd, worker)
+        except OSError:
+            # Nobody is there to be told of an end: the worker has just gone, and takes everything with it.
+            kill_descendants(os.getpid())
         finally:
             os._exit(0)
     os.close(report_fd)
+    _supervisors.add(pid)
     return Child(pid, status_fd)
 
 
@@ -92,7 +98,7 @@ def _fork() -> int:
             time.sleep(0.01)
 
 
-def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int) -> None:
+def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], stdio: Stdio, report_fd: int, worker: int) -> None:
     def end(signum: int, frame: object) -> None:
         kill_descendants(os.getpid())
         reap()
@@ -102,6 +108,8 @@ def _supervise(argv: Sequence[str], cwd: str, environment: Mapping[str, str], st
     os.setsid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != worker:
+        return
     ours = {stdio.stdin, stdio.stdout, stdio.stderr, stdio.terminal, report_fd, *_fences, *(fd for fd, _ in stdio.extra)}
     # A copy of another program's stdin pipe would keep that program from ever seeing its end.
     close_all_but(ours)
@@ -166,9 +174,10 @@ def close_all_but(keep: set[int]) -> None:
                     raise
 
 
-def parents() -> dict[int, int]:
-    """Parent of every living process that can be seen; the dead that nobody has waited for are left out."""
-    found: dict[int, int] = {}
+def descendants(root: int) -> list[int]:
+    """The living processes below `root`, parents first."""
+    children: dict[int, list[int]] = {}
+    dead: set[int] = set()
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -177,22 +186,17 @@ def parents() -> dict[int, int]:
                 state, parent = file.read().rpartition(b")")[2].split()[:2]
         except (OSError, ValueError):
             continue
-        if state not in (b"Z", b"X"):
-            found[int(name)] = int(parent)
-    return found
-
-
-def descendants(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for pid, parent in parents().items():
-        children.setdefault(parent, []).append(pid)
+        if state in (b"Z", b"X"):
+            # Left out of the result, not of the tree: its children may have been read before they got another parent.
+            dead.add(int(name))
+        children.setdefault(int(parent), []).append(int(name))
     found: list[int] = []
     pending = [root]
     while pending:
         below = children.get(pending.pop(), [])
         found += below
         pending += below
-    return found
+    return [pid for pid in found if pid not in dead]
 
 
 def kill_descendants(root: int, timeout_s: float = 5.0) -> bool:
@@ -200,14 +204,33 @@ def kill_descendants(root: int, timeout_s: float = 5.0) -> bool:
 
     All are stopped before any is killed, so that a program that forks faster than we scan still ends.
     """
+    return _kill_below(root, timeout_s, set())
+
+
+def kill_supervised(timeout_s: float = 5.0) -> bool:
+    """`kill_descendants` of this process, the supervisors last and never stopped.
+
+    If this process is killed halfway, each of them learns it and ends what is left of its tree. Stopped, it could not.
+    """
+    return _kill_below(os.getpid(), timeout_s, _supervisors)
+
+
+def _kill_below(root: int, timeout_s: float, last: set[int]) -> bool:
+    """Two looks that find nothing make an end: one may miss a process whose parent went while it looked."""
     deadline = time.monotonic() + timeout_s
+    empty = 0
     while time.monotonic() < deadline:
         pids = descendants(root)
-        if not pids:
-            return True
+        first = [pid for pid in pids if pid not in last]
         for step in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids:
+            for pid in first:
                 send_signal(pid, step)
+        empty = empty + 1 if not first else 0
+        if empty > 1:
+            if not pids:
+                return True
+            for pid in pids:
+                send_signal(pid, signal.SIGKILL)
         time.sleep(0.002)
     return not descendants(root)
 
