@@ -169,6 +169,10 @@ def background(*argv: str | Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, stdout=subprocess.PIPE)
 
 
+def listening(*argv: str | Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(argv, stdin=subprocess.PIPE)
+
+
 async def processes_seen(text: str, count: int) -> list[int]:
     """As `processes_with`, after at most thirty seconds for `count` of them to be there: a fork is seen before its exec."""
     deadline = time.monotonic() + 30

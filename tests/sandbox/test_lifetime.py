@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
 import stat
-import subprocess
 import sys
 import textwrap
 import time
@@ -21,8 +19,9 @@ from kcode_sandbox.policy import Policy
 from kcode_sandbox.protocol import Head
 from kcode_sandbox.sandbox import Sandbox
 from kcode_sandbox.worker import landlock
-from tests.sandbox.conftest import Start, background, bash, exists, names, processes_seen, processes_with
+from tests.sandbox.conftest import Start, background, bash, exists, listening, names, processes_seen, processes_with
 
+SANDBOX = Path(landlock.__file__).parents[2]
 LEAVES_DAEMONS = "sleep 31350 & (setsid sleep 31350 &); exec sleep 31350"
 CLIENT = """
 import asyncio, sys
@@ -80,25 +79,43 @@ async def test_nothing_survives_the_sudden_death_of_the_client(workspace: Path, 
     assert await gone(str(workspace))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(fault_of_kernel()), reason=f"no walls by Landlock here: {fault_of_kernel()}")
-async def test_a_worker_killed_while_it_ends_its_commands_leaves_none(tmp_path: Path) -> None:
-    """Without a namespace the end of its input and the signal of the client's death reach it in either order."""
-    with contextlib.ExitStack() as stack:
-        clients: list[subprocess.Popen[bytes]] = []
-        for number in range(31361, 31377):
-            (tmp_path / str(number)).mkdir()
-            code = CLIENT.replace("31351", str(number))
-            clients.append(
-                stack.enter_context(background(sys.executable, "-c", code, tmp_path / str(number), "workspace-write", "landlock"))
-            )
-        for client in clients:
-            assert client.stdout is not None
-            assert client.stdout.readline() == b"ready\n"
-        for client in clients:
-            client.send_signal(signal.SIGKILL)
-    assert await gone("sleep\x003136")
-    assert await gone("sleep\x003137")
+WORKER = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from kcode_sandbox.worker import processes
+
+processes.prctl(processes.PR_SET_CHILD_SUBREAPER, 1)
+null = os.open(os.devnull, os.O_RDWR)
+script = "setsid sleep 31361 & sleep 31361"
+child = processes.spawn(["sh", "-c", script], "/", os.environ, processes.Stdio(null, null, null))
+sys.stdin.readline()
+"""
+KILLED_HALFWAY = """
+real = processes.send_signal
+def send_signal(pid, number):
+    if number == signal.SIGKILL:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(pid, number)
+processes.send_signal = send_signal
+processes.kill_supervised()
+"""
+HEARS_OF_NO_END = """
+os.close(child.status_fd)
+for pid in processes.descendants(child.pid)[:1]:
+    os.kill(pid, signal.SIGKILL)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("end", [KILLED_HALFWAY, HEARS_OF_NO_END], ids=["killed halfway", "hears of no end"])
+async def test_a_supervisor_ends_its_tree_however_the_worker_goes(end: str) -> None:
+    """Without a namespace the end of its input and the signal of the client's death reach the worker in either order."""
+    with listening(sys.executable, "-c", WORKER + end, SANDBOX) as worker:
+        assert worker.stdin is not None
+        assert len(await processes_seen("sleep\x0031361", 2)) == 2
+        worker.stdin.write(b"end\n")
+        worker.stdin.flush()
+        assert await gone("sleep\x0031361")
 
 
 KILL_THE_WORKER = "for p in /proc/[0-9]*; do grep -q worker.main $p/cmdline && kill -9 ${p#/proc/}; done; sleep 20"
