@@ -72,12 +72,14 @@ class RunningTurn:
         self._steps = open_steps(self._emit)
         self._task: asyncio.Task[Ending] | None = None
         self._interrupted = False
+        self._is_driven = False
         self._started = 0.0
 
     def interrupt(self) -> None:
         """End the turn soon, with everything recorded; the events end with a TurnFinished. Idempotent."""
         self._interrupted = True
-        if self._task is None or self._task.cancelling():
+        if self._task is None or self._task.cancelling() or not self._is_driven:
+            # Cancelled before its first step, a task runs nothing of itself: neither an Ending nor a record would be left.
             return
         if self._task is asyncio.current_task():
             # Cancelled at once, a driver that ends before it waits again would end as cancelled, its Ending lost.
@@ -124,6 +126,7 @@ class RunningTurn:
         )
 
     async def _drive(self) -> Ending:
+        self._is_driven = True
         steps = self._steps
         timer = asyncio.timeout(steps.limits.time_s)
         try:

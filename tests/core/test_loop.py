@@ -200,6 +200,27 @@ async def test_interrupt_while_streaming_records_the_piece(open_session: Open) -
     assert ending(await collect(session, "go on")).result == "more"
 
 
+async def test_a_turn_interrupted_before_its_first_step_ends_as_any_other(open_session: Open) -> None:
+    session = await open_session({"text": "never said"}, {"text": "said"})
+    events: list[Event] = []
+    async with aclosing(session.submit("go")) as stream:
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, TurnStarted):
+                session.interrupt()
+    assert (ending(events).status, ending(events).steps) == ("interrupted", 0)
+    assert ending(await collect(session, "go on")).status == "finished"
+
+
+async def test_closing_the_stream_before_the_first_step_ends_the_turn(open_session: Open) -> None:
+    session = await open_session({"text": "said"})
+    stream = session.submit("go")
+    assert isinstance(await anext(stream), TurnStarted)
+    await stream.aclose()
+    assert not session.is_busy
+    assert ending(await collect(session, "go on")).result == "said"
+
+
 async def test_closing_the_stream_interrupts_the_turn(open_session: Open) -> None:
     session = await open_session({"calls": [call("bash", command="sleep 60")]})
     stream = session.submit("go")
