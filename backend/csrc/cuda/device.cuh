@@ -18,7 +18,8 @@ constexpr int WARP = 32;
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fc00000)
 #endif
-#define KC_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// Of the threads of a block and, where registers would allow fewer, of the blocks that a multiprocessor shall hold.
+#define KC_KERNEL(...) extern "C" __global__ void __launch_bounds__(__VA_ARGS__)
 #define KC_DEVICE __device__ __forceinline__
 #define KC_SHARED __shared__
 #define KC_DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
@@ -49,6 +50,22 @@ KC_DEVICE u16 to_bf16(float value) {
     u16 bits;
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
     return bits;
+}
+
+// Round to nearest, ties to even; past 65504 infinity.
+KC_DEVICE u32 half_pair(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+// sums [16][8] += a [16][16] * b [16][8], of float16 in pairs, by a whole warp. With g = lane / 4 and t = lane % 4 a lane holds
+// of a the columns 2t, 2t + 1 of rows g and g + 8, then columns 2t + 8, 2t + 9 of both; of b the rows 2t, 2t + 1 and then
+// 2t + 8, 2t + 9 of column g; of sums the columns 2t, 2t + 1 of row g and then of row g + 8.
+KC_DEVICE void multiply_f16(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // 16 bytes that this launch reads once: not kept in the first-level cache.

@@ -14,7 +14,10 @@ _EMULATION = "emulated.h"
 _FORMATS = ("INT4", "Q4_0", "Q4_K")
 UNITS: dict[str, tuple[str, ...]] = {
     "activation": ("silu_mul",),
+    "combine": ("attention_combine",),
     "gemv": tuple(f"gemv_{name}_{tokens}" for name in _FORMATS for tokens in (1, 2, 3, 4)),
+    "gqa": ("gqa_64", "gqa_128"),
+    "mla": ("mla",),
     "moe": tuple(f"moe_{part}_{name}" for part in ("gate_up", "down") for name in _FORMATS),
     "norm": ("rms_norm",),
     "rope": ("rope",),

@@ -14,13 +14,15 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <utility>
 #include <vector>
 
+using std::max;
 using std::min;
 
-#define KC_KERNEL(threads) static void
+#define KC_KERNEL(...) static void
 #define KC_DEVICE static inline
 #define KC_SHARED static
 #define KC_DYNAMIC_SHARED(name) uint4 *const name = (uint4 *)emulated.dynamic_shared
@@ -53,6 +55,7 @@ struct Emulated {
     Barrier block;
     std::vector<Barrier> warps;
     std::vector<u32> exchanged;
+    std::vector<std::array<u32, 6>> matrices;
     unsigned char *dynamic_shared;
     void (*body)(void *);
     void *argument;
@@ -146,6 +149,33 @@ static u16 to_bf16(float value) {
     return (u16)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+static u16 to_half(float value) {
+    const u32 bits = as_bits(value), magnitude = bits & 0x7fffffff;
+    const u16 sign = (u16)(bits >> 16 & 0x8000);
+    if (magnitude > 0x7f800000) return 0x7fff;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) return sign | (u16)nearbyintf(ldexpf(as_float(magnitude), 24));
+    return sign | (u16)((magnitude + 0xfff + (magnitude >> 13 & 1) - (112u << 23)) >> 13);
+}
+
+static u32 half_pair(float low, float high) { return (u32)to_half(low) | (u32)to_half(high) << 16; }
+
+// The layout of the PTX manual, from the places of the numbers in the matrices.
+static void multiply_f16(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    std::array<u32, 6> *warp = &emulated.matrices[threadIdx.x / WARP * WARP];
+    warp[threadIdx.x % WARP] = {a[0], a[1], a[2], a[3], b0, b1};
+    warp_barrier();
+    const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    for (int i = 0; i < 4; i++) {
+        const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+        for (int k = 0; k < 16; k++) {
+            const u32 left = warp[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2], right = warp[column * 4 + k % 8 / 2][4 + k / 8];
+            sums[i] += half_value((u16)(left >> k % 2 * 16)) * half_value((u16)(right >> k % 2 * 16));
+        }
+    }
+    warp_barrier();
+}
+
 static uint4 load_stream(const uint4 *from) { return *from; }
 
 // A fibre serves block after block: starting one costs system calls.
@@ -225,6 +255,7 @@ void emulate(void (*kernel)(A...), bool backwards, int grid_x, int grid_y, int t
     emulated.threads = threads;
     emulated.backwards = backwards;
     emulated.exchanged.assign(threads, 0);
+    emulated.matrices.resize(threads);
     emulated.body = Call<A...>::run;
     emulated.argument = &call;
     while ((int)emulated.fibres.size() < threads) {
