@@ -228,6 +228,16 @@ async def test_the_worker_cannot_be_taken_over(walled: Sandbox) -> None:
     assert result.output.startswith(b"0\n"), result.output
 
 
+async def test_the_folder_of_a_command_opens_nothing(walled: Sandbox, workspace: Path, home: Path) -> None:
+    result = await walled.exec(["bash", "-c", "echo x > planted; pwd"], timeout_s=30, cwd="/usr")
+    assert (result.exit_code, result.output.splitlines()[-1]) == (0, b"/usr"), result.output
+    assert b"Read-only file system" in result.output
+    assert (await walled.exec(["touch", "here"], timeout_s=30, cwd=str(workspace))).exit_code == 0
+    with pytest.raises(FileError, match=str(home)):
+        await walled.exec(["touch", "planted"], timeout_s=30, cwd=str(home))
+    assert not exists(home / "planted")
+
+
 async def test_private_folders_are_writable_and_vanish(walled: Sandbox) -> None:
     result = await bash(
         walled, "for d in ~ /tmp /var/tmp /dev/shm $TMPDIR; do echo $RANDOM > $d/kcode-trace || exit 1; done; echo $HOME"
