@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kcode_bench.attacks.attack import Attack, Effect
-from kcode_bench.attacks.scene import Scene, alive_after, build, fingerprint, replay
+from kcode_bench.attacks.scene import Scene, alive_after, build, fingerprint, has_died, replay
 from kcode_sandbox.detect import open_sandbox
 from kcode_sandbox.environment import clean_environment
 from kcode_sandbox.policy import Choice, Limits, Policy
@@ -78,7 +78,7 @@ def _seen(effect: Effect, scene: Scene, text: str) -> bool:
         case "reach":
             return scene.services.heard.wait(0.2)
         case "kill":
-            return scene.victim.poll() is not None
+            return has_died(scene)
         case "later":
             replay(scene)
             return scene.payload.exists()

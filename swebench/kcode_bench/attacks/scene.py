@@ -229,6 +229,13 @@ def replay(scene: Scene) -> None:
             )
 
 
+def has_died(scene: Scene, patience_s: float = 0.5) -> bool:
+    """Whether the victim has ended; who was killed by a signal still takes a moment to go."""
+    with suppress(subprocess.TimeoutExpired):
+        scene.victim.wait(patience_s)
+    return scene.victim.returncode is not None
+
+
 def alive_after(scene: Scene, patience_s: float = 1.0) -> bool:
     """Whether something of the scene still lives; the dead get a moment to go."""
     deadline = time.monotonic() + patience_s
