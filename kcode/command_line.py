@@ -235,6 +235,9 @@ def _show_screen(first_message: str, resume: str | None, folder: str, flags: dic
     settings, workspace, paths = _prepare(folder, flags)
     if settings.sandbox == "danger-full-access":
         _confirm_full_access()
+    if not plain and not sys.stderr.isatty():
+        # The screen is drawn there, so that a program that reads the output gets none of it.
+        raise StartError("standard error is not a terminal (2>FILE?), and the screen is drawn there; --plain and -p do without")
     _log_to_file(paths.logs / "screen.log")
     return show(settings, workspace, paths, resume, first_message, plain=plain)
 
