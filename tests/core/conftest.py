@@ -73,6 +73,17 @@ async def collect(session: Session, text: str) -> list[Event]:
         return [event async for event in events]
 
 
+async def interrupted_at(session: Session, kind: type[Event]) -> list[Event]:
+    """All events of a turn that is interrupted at those of a kind."""
+    events: list[Event] = []
+    async with aclosing(session.submit("go")) as stream:
+        async for event in stream:
+            events.append(event)
+            if isinstance(event, kind):
+                session.interrupt()
+    return events
+
+
 def ending(events: list[Event]) -> TurnFinished:
     """The last event, which must be the turn's end."""
     last = events[-1]

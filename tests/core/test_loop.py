@@ -13,7 +13,7 @@ import pytest
 from kcode.approval import Question, Reply
 from kcode.events import CallFinished, CallOutput, CallStarted, Event, Notice, StepFinished, TextPiece, TurnFinished, TurnStarted
 from kcode.settings import Settings
-from tests.core.conftest import Open, call, collect, ending
+from tests.core.conftest import Open, call, collect, ending, interrupted_at
 
 DIRECT = Settings(sandbox="danger-full-access", approval_mode="auto")
 
@@ -177,12 +177,7 @@ async def test_answer_that_breaks_off_is_asked_for_again_and_no_call_runs_twice(
 
 async def test_interrupt_keeps_the_text_and_closes_every_call(open_session: Open) -> None:
     session = await open_session({"text": "Wait.", "calls": [call("bash", command="sleep 60"), call("read", path="calc.py")]})
-    events: list[Event] = []
-    async with aclosing(session.submit("go")) as stream:
-        async for event in stream:
-            events.append(event)
-            if isinstance(event, CallStarted):
-                session.interrupt()
+    events = await interrupted_at(session, CallStarted)
     assert ending(events).status == "interrupted"
     assert [result.is_error for result in session.messages[-1].results] == [True, True]
     assert len(results(events)) == 2
@@ -202,12 +197,7 @@ async def test_interrupt_while_streaming_records_the_piece(open_session: Open) -
 
 async def test_a_turn_interrupted_before_its_first_step_ends_as_any_other(open_session: Open) -> None:
     session = await open_session({"text": "never said"}, {"text": "said"})
-    events: list[Event] = []
-    async with aclosing(session.submit("go")) as stream:
-        async for event in stream:
-            events.append(event)
-            if isinstance(event, TurnStarted):
-                session.interrupt()
+    events = await interrupted_at(session, TurnStarted)
     assert (ending(events).status, ending(events).steps) == ("interrupted", 0)
     assert ending(await collect(session, "go on")).status == "finished"
 

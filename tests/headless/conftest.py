@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,28 @@ class Program:
             timeout=TIMEOUT_S,
             check=False,
         )
+
+    def on_terminal(self, *arguments: str, typed: str = "") -> tuple[int, str]:
+        """Exit code and standard error, which is no terminal, as the other streams are."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "kcode", *arguments],
+            cwd=self.workspace,
+            env=self.environment(),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        os.close(theirs)
+        try:
+            os.write(ours, typed.encode())
+            _, error = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
+            process.communicate()
+            os.close(ours)
+        return process.returncode, error
 
     def transcripts(self) -> list[Path]:
         return sorted((self.home / "state" / "sessions").rglob("*.jsonl"))

@@ -31,29 +31,37 @@ def slots_of(tables: torch.Tensor, sequence: int, context: int, block_size: int)
     return (tables[sequence, at // block_size] * block_size + at % block_size).int()
 
 
+def blocks_for(contexts: list[int], block_size: int) -> int:
+    """And one that nobody uses."""
+    return sum(-(-context // block_size) for context in contexts) + 1
+
+
+def scattered(pages: Pages | LatentPages, contexts: list[int], seed: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Block tables of the contexts and their slots, in pages that are full of NaNs."""
+    block_size = pages.layout.block_size
+    pages.data.fill_(0xFF)
+    tables = tables_of(contexts, block_size, blocks_for(contexts, block_size), seed)
+    return tables, [slots_of(tables, sequence, context, block_size) for sequence, context in enumerate(contexts)]
+
+
 def filled(layout: PageLayout, contexts: list[int], seed: int) -> tuple[Pages, torch.Tensor]:
     """Pages with NaNs wherever nothing was stored."""
-    blocks = sum(-(-context // layout.block_size) for context in contexts) + 1
-    pages = Pages.allocate(layout, blocks)
-    pages.data.fill_(0xFF)
-    tables = tables_of(contexts, layout.block_size, blocks, seed)
+    pages = Pages.allocate(layout, blocks_for(contexts, layout.block_size))
+    tables, slots = scattered(pages, contexts, seed)
     generator = torch.Generator().manual_seed(seed)
-    for sequence, context in enumerate(contexts):
+    for context, places in zip(contexts, slots, strict=True):
         k, v = (torch.randn(context, layout.kv_heads, layout.head_dim, generator=generator) for _ in range(2))
-        reference_kv.store_kv(k, v, pages, slots_of(tables, sequence, context, layout.block_size))
+        reference_kv.store_kv(k, v, pages, places)
     return pages, tables
 
 
 def filled_latent(layout: LatentLayout, contexts: list[int], seed: int) -> tuple[LatentPages, torch.Tensor]:
-    blocks = sum(-(-context // layout.block_size) for context in contexts) + 1
-    pages = LatentPages.allocate(layout, blocks)
-    pages.data.fill_(0xFF)
-    tables = tables_of(contexts, layout.block_size, blocks, seed)
+    pages = LatentPages.allocate(layout, blocks_for(contexts, layout.block_size))
+    tables, slots = scattered(pages, contexts, seed)
     generator = torch.Generator().manual_seed(seed)
-    for sequence, context in enumerate(contexts):
+    for context, places in zip(contexts, slots, strict=True):
         both = torch.randn(context, layout.rank + layout.rope, generator=generator)
-        slots = slots_of(tables, sequence, context, layout.block_size)
-        reference_mla.store_latent(both[:, : layout.rank], both[:, layout.rank :], pages, slots)
+        reference_mla.store_latent(both[:, : layout.rank], both[:, layout.rank :], pages, places)
     return pages, tables
 
 
