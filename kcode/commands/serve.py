@@ -19,6 +19,7 @@ KEY_VARIABLE = "KCODE_SERVE_KEY"
 
 @click.command()
 @click.argument("model", required=False, default="")
+@click.option("-m", "--model", "named", metavar="MODEL", default="", help="The same as MODEL, as every other command has it.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Any address but this machine's own needs a key.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True)
 @click.option("--socket", metavar="PATH", help="A Unix socket (mode 0600) instead of a port.")
@@ -55,6 +56,7 @@ KEY_VARIABLE = "KCODE_SERVE_KEY"
 )
 def command(
     model: str,
+    named: str,
     host: str,
     port: int,
     socket: str | None,
@@ -77,9 +79,9 @@ def command(
     """
     paths = find_paths()
     # A key may be in a variable that begins as our settings do.
-    named = {name: value for name, value in os.environ.items() if name not in (api_key_env, KEY_VARIABLE)}
-    settings = load_settings(paths.config_file, named, {})
-    file = installed_model(model, paths.models)
+    environment = {name: value for name, value in os.environ.items() if name not in (api_key_env, KEY_VARIABLE)}
+    settings = load_settings(paths.config_file, environment, {})
+    file = installed_model(_one_of(model, named), paths.models)
     name = name or file.name.removesuffix(".gguf")
     arguments = ["--model", str(file), "--name", name]
     arguments += ["--socket", os.path.abspath(socket)] if socket else ["--host", host, "--port", str(port)]
@@ -123,3 +125,10 @@ def _check_address(host: str, port: int, *, keyed: bool) -> None:
         listen_tcp(host, port, keyed=True).close()
     except CannotListen as error:
         raise StartError(str(error)) from error
+
+
+def _one_of(model: str, named: str) -> str:
+    """The model that was given in one of two ways. Raises click.UsageError when they differ."""
+    if model and named and model != named:
+        raise click.UsageError(f"two models: {model} and -m {named}")
+    return model or named

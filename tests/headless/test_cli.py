@@ -137,6 +137,17 @@ def serve(program: Program) -> Callable[..., subprocess.CompletedProcess[str]]:
     return lambda *arguments, **environment: program.run(*common, *arguments, PYTHONPATH=path, **environment)
 
 
+def test_serve_takes_the_model_as_the_other_commands_do(
+    program: Program, serve: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    file = program.home / "x.gguf"
+    assert f"--model {file} " in serve("-m", str(file)).stdout
+    two = serve("--model", "y.gguf")
+    assert (two.returncode, f"two models: {file} and -m y.gguf" in two.stderr) == (1, True)
+    alone = program.run("serve", "-m", str(program.home / "absent.gguf"))
+    assert (alone.returncode, "absent.gguf" in alone.stderr) == (1, True)
+
+
 def test_serve_keeps_the_key_off_the_command_line(serve: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     arguments, _, key = serve("--api-key-env", "MY_KEY", MY_KEY="secret").stdout.strip().rpartition(" ")
     assert (key, "secret" in arguments, "--api-key-env MY_KEY" in arguments) == ("secret", False, True)
