@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,8 +160,13 @@ def _write(document: TOMLDocument, servers: dict[str, object], paths: Paths) -> 
         table[name] = servers[name]
     file = paths.config_file
     try:
-        partial = make_private(file.parent) / f".{file.name}.{os.getpid()}"
+        make_private(file.parent)
+        # Of a link, as tools for dotfiles make it, the target is written, and it keeps its mode.
+        target = file.resolve()
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
         partial.write_text(tomlkit.dumps(document), encoding="utf-8")
-        partial.replace(file)
+        if target.exists():
+            shutil.copymode(target, partial)
+        partial.replace(target)
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error}") from error

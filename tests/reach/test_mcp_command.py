@@ -57,3 +57,18 @@ def test_an_untrusted_folder_s_servers_are_named_and_not_used(tmp_path: Path) ->
     listed = kcode(tmp_path / "home", "list")
     assert listed.stdout == ""
     assert "is not read, since this folder is not trusted" in listed.stderr
+
+
+def test_a_linked_configuration_stays_a_link_with_its_mode(tmp_path: Path) -> None:
+    home, real = tmp_path / "home", tmp_path / "dots" / "config.toml"
+    link = home / "config" / "config.toml"
+    link.parent.mkdir(parents=True)
+    real.parent.mkdir()
+    real.write_text("# mine\n")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    assert kcode(home, "add", "demo", "--", "echo", "hi").returncode == 0
+    assert (link.is_symlink(), real.stat().st_mode & 0o777) == (True, 0o600)
+    assert real.read_text().startswith("# mine\n")
+    assert list(tomllib.loads(real.read_text())["mcp"]) == ["demo"]
+    assert [file.name for file in real.parent.iterdir()] == ["config.toml"]
